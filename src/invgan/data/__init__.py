@@ -1,0 +1,20 @@
+"""Data: named sets, tables, images, and synthetic samples whose likelihood is known."""
+
+from invgan.data.images import Images, pad_images, read_images
+from invgan.data.named import Dataset, adbench_tables, load
+from invgan.data.synthetic import SyntheticSample, synthetic
+from invgan.data.tables import Table, read_data, read_table
+
+__all__ = [
+    "Dataset",
+    "Images",
+    "SyntheticSample",
+    "Table",
+    "adbench_tables",
+    "load",
+    "pad_images",
+    "read_data",
+    "read_images",
+    "read_table",
+    "synthetic",
+]

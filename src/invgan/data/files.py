@@ -1,0 +1,144 @@
+"""What every reader checks before it takes memory, and the files that both tables and images come in."""
+
+import math
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import pyarrow.parquet
+
+from invgan.errors import InputError
+
+# DEFLATE (gzip, npz) cannot pack tighter than this, so a larger claim is a lie.
+MAX_DEFLATE_RATIO = 1032
+
+
+class ArrayHeader(NamedTuple):
+    """Shape and type of a stored array, known before it is read."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+@contextmanager
+def readable(place: object, kind: str) -> Iterator[None]:
+    """Turn whatever a decoder raises on damaged bytes into one line that names the place."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # decoders raise nearly anything on hostile bytes
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(
+            f"{place}: cannot be read as {kind} ({reason}); it may be truncated or damaged, replace it."
+        ) from error
+
+
+def require_file(path: Path) -> bytes:
+    """Check that a regular, readable, non-empty file is there, and return its first eight bytes."""
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: is a folder, expected a file; name a file inside it.")
+        if not path.is_file():
+            raise InputError(f"{path}: no such file; check the path.")
+        with path.open("rb") as file:
+            head = file.read(8)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}); check its permissions.") from error
+    if not head:
+        raise InputError(f"{path}: is empty; write the data to it again.")
+    return head
+
+
+def require_memory(place: object, size: int) -> None:
+    """Refuse to take more bytes than the machine has to give."""
+    available = _available_memory()
+    if size > available:
+        raise InputError(
+            f"{place}: needs {size / 2**30:,.1f} GiB of memory, {available / 2**30:,.1f} GiB is free; "
+            "use fewer or smaller rows."
+        )
+
+
+def array_headers(path: Path) -> dict[str, ArrayHeader]:
+    """Read the headers of every array in an .npz or .npy file; the one in an .npy file is called X."""
+    with _members(path) as members:
+        return {name: _read_header(path, name, stream, size) for name, stream, size in members}
+
+
+def main_array(headers: dict[str, ArrayHeader]) -> str | None:
+    """The array that holds the data: X, or the only one there is."""
+    return "X" if "X" in headers else next(iter(headers)) if len(headers) == 1 else None
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """Read one array of an .npz or .npy file whose header has been checked; never unpickles."""
+    with _members(path) as members:
+        stream = next(stream for member, stream, _ in members if member == name)
+        return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def parquet_schema(path: Path) -> pyarrow.Schema:
+    """Read the columns' names and types, which take no memory to speak of."""
+    with readable(path, "Parquet"):
+        return pyarrow.parquet.read_schema(path)
+
+
+def read_parquet(path: Path) -> pl.DataFrame:
+    """Read a Parquet file after its uncompressed size has been checked against the memory."""
+    # By pyarrow, since polars panics, with a Rust backtrace on standard error, on some damaged files.
+    with readable(path, "Parquet"), pyarrow.parquet.ParquetFile(path) as file:
+        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
+        stored = sum(group.total_byte_size for group in groups)
+        require_memory(path, 2 * max(stored, 8 * file.metadata.num_rows * file.metadata.num_columns))
+        table = file.read().replace_schema_metadata()
+        table.validate(full=True)
+        str(table.schema)  # decodes every name: polars takes for granted that they are UTF-8
+        return pl.DataFrame(pl.from_arrow(table))
+
+
+def _available_memory() -> float:
+    """Bytes that can be taken without swapping; infinite where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return math.inf
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+
+
+@contextmanager
+def _members(path: Path) -> Iterator[Iterator[tuple[str, IO[bytes], int]]]:
+    """Open each array of the file in turn: its name, a stream of its bytes, and their number."""
+    with readable(path, "a NumPy file"):
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                names = [info for info in archive.infolist() if info.filename.endswith(".npy")]
+                yield (
+                    (info.filename.removesuffix(".npy"), archive.open(info), info.file_size) for info in names
+                )
+        else:
+            with path.open("rb") as file:
+                yield iter([("X", file, path.stat().st_size)])
+
+
+def _read_header(path: Path, name: str, stream: IO[bytes], size: int) -> ArrayHeader:
+    """Read one array's header, and check its claims against the file and the memory."""
+    version = np.lib.format.read_magic(stream)
+    parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = parse(stream)
+    place = f"{path}, array {name!r}"
+    if dtype.hasobject:
+        raise InputError(f"{place}: holds Python objects, which are never unpickled; save numbers or text.")
+    claimed = math.prod(shape) * dtype.itemsize
+    held = size - stream.tell()
+    if claimed != held or claimed > MAX_DEFLATE_RATIO * path.stat().st_size:
+        raise InputError(
+            f"{place}: its header claims shape {shape}, {claimed:,} bytes, but the file holds {held:,}; "
+            "it may be truncated or damaged, replace it."
+        )
+    require_memory(place, claimed)
+    return ArrayHeader(shape, dtype)

@@ -1,0 +1,17 @@
+"""Networks: multi-layer perceptrons, convolutions (the paper's Tables 5-10), the RBF variance network."""
+
+from invgan.networks.convolutional import conv_encoder, conv_generator
+from invgan.networks.mlp import mlp
+from invgan.networks.presets import Networks, build, default_latent_dim, initialize
+from invgan.networks.rbf import RBFVariance
+
+__all__ = [
+    "Networks",
+    "RBFVariance",
+    "build",
+    "conv_encoder",
+    "conv_generator",
+    "default_latent_dim",
+    "initialize",
+    "mlp",
+]
