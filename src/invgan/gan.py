@@ -158,4 +158,3 @@ def aggregated_posterior_kl(z: Tensor) -> Tensor:
     """
     mean, variance = z.mean(0), z.var(0, correction=0).clamp_min(1e-8)
     return 0.5 * (variance + mean.square() - 1 - variance.log()).sum()
-

@@ -141,7 +141,7 @@ def log_volume(f: LatentMap, z: Tensor) -> Tensor:
 
     Examples
     --------
-    >>> log_volume(lambda z: torch.cat([3 * z, 4 * z], 1), torch.zeros(1, 1)).exp().tolist()
-    [5.0]
+    >>> log_volume(lambda z: torch.cat([3 * z, 4 * z], 1), torch.zeros(1, 1)).exp()
+    tensor([5.0000], dtype=torch.float64)
     """
     return volume(f, z).log_volume

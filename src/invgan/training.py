@@ -28,6 +28,9 @@ from invgan.errors import InputError, TrainingDivergedError
 LOG_EVERY = 50
 """Steps between two looks at the losses: the only times the loop waits for the device."""
 
+SMALL_NETWORK = 1_000_000
+"""Parameters below which a second thread only slows a CPU down."""
+
 
 class Sample:
     """The minibatches of one step: fresh rows and fresh latents at every call, as Algorithm 1 draws them."""
@@ -81,7 +84,7 @@ class Schedule:
     learning_rate: float = 1e-3
     betas: tuple[float, float] = (0.5, 0.999)
     learning_rate_decay: bool = True
-    """Cosine decay to zero over ``max_steps``: the adversarial game circles instead of settling without it."""
+    """Cosine decay to zero over ``max_steps``: without it the adversarial game circles, never settles."""
     averaging: float = 0.99
     """Decay of the running average of the weights, which is what is kept and scored; 0 keeps the last."""
     validate_every: int = 100
@@ -163,7 +166,7 @@ def train(
     fabric = Fabric(
         accelerator=machine.accelerator,
         devices=machine.processes,
-        precision=machine.precision,  # type: ignore[arg-type]
+        precision=machine.precision,
         strategy="ddp_spawn" if parallel else "auto",
     )
     arguments = (model, rows, validation_rows, prepare, schedule, seed, checkpointing, on_log)
@@ -199,12 +202,12 @@ def _run(
     rows = rows.to(fabric.device)
     validate = None
     if validation_rows is not None:
-        held_out = prepare(validation_rows.to(fabric.device))
+        held_out = prepare(validation_rows.to(fabric.device)).float()
         validate = _validation(held_out)
     draw = _row_sampler(rows, prepare, schedule.batch_size, seed, fabric)
     names = [update.name for update in run.updates]
 
-    with _interrupts() as interrupted:
+    with _interrupts() as interrupted, _threads_for(model, fabric.device):
         while run.step < schedule.max_steps and not run.stopped(schedule):
             window = []
             for _ in range(min(LOG_EVERY, schedule.max_steps - run.step)):
@@ -271,9 +274,7 @@ class _Run:
 
         sample = Sample(next_rows, self.noise, self.schedule.batch_size // self.fabric.world_size)
         losses = []
-        for update, parameters, optimizer in zip(
-            self.updates, self.parameters, self.optimizers, strict=True
-        ):
+        for update, parameters, optimizer in zip(self.updates, self.parameters, self.optimizers, strict=True):
             # Autocast is entered per update: around the whole loop it would keep stale low-precision weights.
             with self.fabric.autocast():
                 loss = update.loss(sample)
@@ -370,7 +371,7 @@ class _Run:
         saved = artifact.read(checkpointing.path, kind="checkpoint")
         if saved.metadata["fingerprint"] != checkpointing.fingerprint:
             raise InputError(
-                f"{checkpointing.path}: this checkpoint belongs to another fit (its data or settings differ); "
+                f"{checkpointing.path}: this checkpoint belongs to another fit (other data or settings); "
                 "delete it to start afresh, or give the data and settings it was made with."
             )
 
@@ -401,7 +402,7 @@ class _Run:
 def _row_sampler(
     rows: Tensor, prepare: Callable[[Tensor], Tensor], batch_size: int, seed: int, fabric: Fabric
 ) -> Callable[[int], Tensor]:
-    """Make a function from the number of a draw to its minibatch: epochs of shuffled rows, no state to save."""
+    """Make a function from a draw's number to its minibatch: shuffled epochs, with no state to save."""
     per_epoch = len(rows) // batch_size
     order: dict[int, Tensor] = {}
 
@@ -412,7 +413,7 @@ def _row_sampler(
             shuffled = np.random.default_rng([seed, epoch]).permutation(len(rows))
             order[epoch] = torch.from_numpy(shuffled).to(rows.device)
         batch = order[epoch][position * batch_size : (position + 1) * batch_size]
-        return prepare(rows[batch[fabric.global_rank :: fabric.world_size]])
+        return prepare(rows[batch[fabric.global_rank :: fabric.world_size]]).float()
 
     return draw
 
@@ -433,6 +434,18 @@ def _check_finite(losses: Tensor, names: list[str], *, first_step: int) -> None:
             f"the {names[update]} loss became {losses[step, update].item()} at step {first_step + step}; "
             "try a smaller learning_rate, another loss, or look for extreme values in the data."
         )
+
+
+@contextlib.contextmanager
+def _threads_for(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Train a small network on one thread: handing its tiny operations around costs more than they do."""
+    threads = torch.get_num_threads()
+    if device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) < SMALL_NETWORK:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 @contextlib.contextmanager

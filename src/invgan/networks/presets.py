@@ -78,8 +78,10 @@ def build(data_shape: tuple[int, ...], latent_dim: int, preset: str | None = Non
             mlp([size, 256, 128, 1], batch_norm=True),
             mlp([size, 256, 128, latent_dim], batch_norm=True),
         )
-    generator = mlp([latent_dim, 128, 128, size])
-    discriminator, inference = mlp([size, 128, 128, 1]), mlp([size, 128, 128, latent_dim])
+    # Smooth activations: log det JᵀJ of a piecewise-linear generator jumps from piece to piece.
+    generator = mlp([latent_dim, 128, 128, size], activation="silu")
+    inference = mlp([size, 128, 128, latent_dim], activation="silu")
+    discriminator = mlp([size, 128, 128, 1])
     if is_image:
         generator = nn.Sequential(*generator, nn.Unflatten(1, data_shape))
         discriminator = nn.Sequential(nn.Flatten(), *discriminator)

@@ -1,0 +1,263 @@
+"""What every detector shares: checked input, held-out calibration, decisions, and the model file."""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+import torch
+from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from invgan import artifact
+from invgan.calibration import conformal_p_values, threshold_at_false_positive_rate
+from invgan.errors import InputError
+
+LARGEST_VALUE = 1e18
+"""Values beyond this, squared, leave no digits for anything else."""
+MIN_ROWS = 10
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which rows a fit learns from, stops on, and is calibrated with; the three are disjoint."""
+
+    training: np.ndarray
+    validation: np.ndarray
+    calibration: np.ndarray
+
+    @classmethod
+    def draw(cls, n_rows: int, seed: int) -> "Split":
+        """Hold out a tenth for validation and a tenth for calibration.
+
+        The calibration part grows to 19 rows, the fewest with which a p-value can reach 0.05, as long as it
+        stays within a third of all rows.
+        """
+        order = np.random.default_rng([seed, 0]).permutation(n_rows)
+        n_calibration = min(max(round(0.1 * n_rows), min(19, n_rows // 3)), 5000)
+        n_validation = min(max(round(0.1 * n_rows), 1), 5000)
+        return cls(
+            training=np.sort(order[n_calibration + n_validation :]),
+            validation=np.sort(order[n_calibration : n_calibration + n_validation]),
+            calibration=np.sort(order[:n_calibration]),
+        )
+
+
+class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
+    """Base of all detectors: a subclass learns a score, the rest follows from it.
+
+    A subclass implements :meth:`_fit_rows` and :meth:`_score_rows`, and for the model file :meth:`_state` and
+    :meth:`_restore`.
+
+    Attributes
+    ----------
+    offset_ : float
+        Scores below it are anomalies; it can be moved by :meth:`set_threshold`.
+    calibration_scores_ : ndarray
+        Scores of normal rows that had no part in the fit.
+    """
+
+    _registry: ClassVar[dict[str, type["AnomalyDetector"]]] = {}
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        "false_positive_rate": [Interval(Real, 0, 1, closed="left")],
+        "random_state": ["random_state"],
+    }
+
+    false_positive_rate: float
+    random_state: Any
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        AnomalyDetector._registry[cls.__name__] = cls
+
+    @abstractmethod
+    def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:
+        """Learn from raw rows, shape (n, \\*data_shape): all of them but the calibration part."""
+
+    @abstractmethod
+    def _score_rows(self, rows: Tensor) -> np.ndarray:
+        """Score raw rows, shape (n,), higher for more normal ones; each by itself alone."""
+
+    @abstractmethod
+    def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Return what a fitted model is made of: plain JSON values, and tensors."""
+
+    @abstractmethod
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        """Rebuild the fitted model from what :meth:`_state` returned."""
+
+    def fit(self, X: Any, y: Any = None) -> Self:
+        """Learn what normal rows look like.
+
+        Parameters
+        ----------
+        X : array or table of shape (n, D), or images of shape (n, C, H, W)
+            Normal rows; tables of numbers (NumPy, pandas, polars), images as integers or floats.
+        y : ignored
+            For scikit-learn's conventions.
+
+        Returns
+        -------
+        self
+        """
+        self._validate_params()
+        rows = self._check_rows(X, fitting=True)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        split = Split.draw(len(rows), seed)
+        self._fit_rows(rows, split, seed)
+        self.calibration_scores_ = self._score_rows(rows[split.calibration])
+        return self.set_threshold(self.false_positive_rate)
+
+    def set_threshold(self, false_positive_rate: float) -> Self:
+        """Choose the share of normal rows that may be flagged, without fitting again.
+
+        Parameters
+        ----------
+        false_positive_rate : float in [0, 1)
+            A new normal row is flagged with at most this probability. If the calibration rows are too few to
+            promise it (fewer than 1 / rate − 1), nothing is flagged.
+
+        Returns
+        -------
+        self
+        """
+        check_is_fitted(self, "calibration_scores_")
+        self.offset_ = threshold_at_false_positive_rate(self.calibration_scores_, false_positive_rate)
+        self.false_positive_rate_ = float(false_positive_rate)
+        return self
+
+    def score_samples(self, X: Any) -> np.ndarray:
+        """Return the score of each row, shape (n,): higher for more normal rows, a function of the row alone."""
+        check_is_fitted(self)
+        return self._score_rows(self._check_rows(X, fitting=False))
+
+    def decision_function(self, X: Any) -> np.ndarray:
+        """Return ``score_samples(X) - offset_``, shape (n,): negative for anomalies."""
+        scores = self.score_samples(X)
+        # With too few calibration rows the offset is −inf; a finite difference keeps the ranking.
+        return scores - self.offset_ if math.isfinite(self.offset_) else scores - np.finfo(np.float64).min
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Return +1 for normal rows and -1 for anomalies, shape (n,)."""
+        return np.where(self.score_samples(X) < self.offset_, -1, 1)
+
+    def p_values(self, X: Any) -> np.ndarray:
+        r"""Return conformal p-values, shape (n,): small for anomalies.
+
+        .. math:: p(x) = \frac{1 + \#\{j : s_j \le s(x)\}}{m + 1}
+
+        with the scores :math:`s_j` of the m calibration rows. A new normal row has
+        :math:`P(p \le \alpha) \le \alpha` for every :math:`\alpha`.
+        """
+        return conformal_p_values(self.score_samples(X), self.calibration_scores_)
+
+    def save(self, path: str | Path) -> None:
+        """Write the fitted model to a folder of safetensors and JSON, atomically.
+
+        Parameters
+        ----------
+        path : path
+            A new folder, or one that holds a model, which is replaced.
+        """
+        check_is_fitted(self)
+        metadata, tensors = self._state()
+        fitted = {
+            "detector": type(self).__name__,
+            "parameters": self._plain_parameters(),
+            "data_shape": list(self.data_shape_),
+            "feature_names": list(getattr(self, "feature_names_in_", [])) or None,
+            "false_positive_rate": self.false_positive_rate_,
+        }
+        calibration = {"calibration_scores": torch.from_numpy(self.calibration_scores_)}
+        artifact.write(
+            path, kind="model", metadata=fitted | {"model": metadata}, tensors=tensors | calibration
+        )
+
+    def _plain_parameters(self) -> dict[str, Any]:
+        """Parameters that JSON can hold; a random generator or a module is not needed to score."""
+        plain = (bool, int, float, str, type(None))
+        return {
+            name: value for name, value in self.get_params(deep=False).items() if isinstance(value, plain)
+        }
+
+    def _check_rows(self, X: Any, *, fitting: bool) -> Tensor:
+        checked = validate_data(
+            self,
+            X,
+            reset=fitting,
+            dtype="numeric",
+            allow_nd=True,
+            ensure_min_samples=MIN_ROWS if fitting else 1,
+        )
+        shape = checked.shape[1:]
+        if len(shape) not in (1, 3):
+            raise ValueError(
+                f"Expected a table of shape (n, D) or images of shape (n, C, H, W), got an array of shape "
+                f"{checked.shape}."
+            )
+        if fitting:
+            self.data_shape_ = tuple(shape)
+        elif shape != self.data_shape_:
+            raise ValueError(
+                f"X has rows of shape {tuple(shape)}, but {type(self).__name__} is expecting "
+                f"{self.data_shape_} as in fit."
+            )
+        if len(shape) == 1 or checked.dtype.kind != "f":
+            # Tables are scored in double precision; 8-bit images stay as they are until a batch is drawn.
+            wanted = np.float64 if len(shape) == 1 else checked.dtype
+            wanted = np.int64 if wanted != np.uint8 and wanted != np.float64 else wanted
+            checked = checked.astype(wanted, copy=False)
+        if checked.dtype.kind == "f" and (too_large := np.abs(checked) > LARGEST_VALUE).any():
+            row, *position = np.argwhere(too_large)[0].tolist()
+            names = getattr(self, "feature_names_in_", None)
+            where = f"column {names[position[0]]!r}" if names is not None else f"position {position}"
+            raise ValueError(
+                f"X has the value {checked[(row, *position)]:g} in row {row}, {where}; values beyond "
+                f"{LARGEST_VALUE:g} cannot be squared with any precision left: rescale this column."
+            )
+        return torch.from_numpy(np.ascontiguousarray(checked))
+
+
+def load(path: str | Path) -> AnomalyDetector:
+    """Load a saved model; nothing in the file is executed.
+
+    Parameters
+    ----------
+    path : path
+        A folder that :meth:`AnomalyDetector.save` wrote, on any machine.
+
+    Returns
+    -------
+    AnomalyDetector
+        Its scores are the saved model's, bit for bit on the same hardware.
+
+    Raises
+    ------
+    InputError
+        If the folder is missing, truncated, altered, or of a newer version.
+    """
+    saved = artifact.read(path, kind="model")
+    metadata, tensors = saved.metadata, dict(saved.tensors)
+    try:
+        detector = AnomalyDetector._registry[metadata["detector"]](**metadata["parameters"])
+        detector._validate_params()
+        detector.data_shape_ = tuple(int(side) for side in metadata["data_shape"])
+        detector.n_features_in_ = detector.data_shape_[0]
+        if metadata["feature_names"]:
+            detector.feature_names_in_ = np.array(metadata["feature_names"], dtype=object)
+        detector.calibration_scores_ = tensors.pop("calibration_scores").numpy()
+        detector._restore(metadata["model"], tensors)
+        return detector.set_threshold(metadata["false_positive_rate"])
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"{path}: this model file does not describe a model that fits it ({reason})."
+        ) from error
