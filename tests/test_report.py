@@ -309,7 +309,7 @@ def test_a_failure_leaves_the_old_report_and_nothing_else(tmp_path, monkeypatch)
         with monkeypatch.context() as patch:
             patch.setattr(os, function, no_space)
             with pytest.raises(InputError) as caught:
-                write_report(path, content())
+                write_report(path, content(labels=None, comparison=None, history=None))
         assert str(caught.value) == (
             f"{path}: the report could not be written (No space left on device); "
             "choose a file in an existing folder that you may write to, on a disk with space left."
@@ -320,9 +320,11 @@ def test_a_failure_leaves_the_old_report_and_nothing_else(tmp_path, monkeypatch)
 
 def test_a_folder_in_the_way_or_missing_is_one_line(tmp_path):
     with pytest.raises(InputError, match=r"^[^\n]*could not be written \(Is a directory\)[^\n]*$"):
-        write_report(tmp_path, content())
+        write_report(tmp_path, content(labels=None, comparison=None, history=None))
     with pytest.raises(InputError, match=r"^[^\n]*could not be written \(No such file or directory\)[^\n]*$"):
-        write_report(tmp_path / "missing" / "report.html", content())
+        write_report(
+            tmp_path / "missing" / "report.html", content(labels=None, comparison=None, history=None)
+        )
     assert not list(tmp_path.iterdir())
 
 

@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
+from sklearn.base import TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -57,7 +58,7 @@ _SETTINGS = {
 }
 
 
-class InvGAN(AnomalyDetector):
+class InvGAN(TransformerMixin, AnomalyDetector):
     r"""Likelihoods under a generative adversarial network, and anomaly detection by them.
 
     A generator g is trained against a discriminator together with an inference network h ≈ g⁻¹ and a

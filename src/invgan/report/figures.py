@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import rankdata
 from sklearn.metrics import roc_curve
 
-from invgan.report.text import counted, nats
+from invgan.report.text import counted, nats, shown
 
 # Blue and vermilion differ to every kind of colour vision, and in lightness. The page's style sheet defines
 # the same names, so that the dark theme recolours its plots.
@@ -80,13 +80,13 @@ def histogram_figure(
     """
     values = np.asarray(scores, dtype=np.float64)
     low, high = _bulk(values, threshold)
-    shown = np.clip(values, low, high)
-    edges = np.linspace(low, high, 1 + _bins(shown, high - low))
+    clipped = np.clip(values, low, high)
+    edges = np.linspace(low, high, 1 + _bins(clipped, high - low))
     with _style():
         figure = Figure(figsize=(10, 3.2), layout="constrained")
         axes = figure.add_subplot()
         if labels is None:
-            _outline(axes, np.histogram(shown, edges)[0], edges, COLOURS["normal"], None)
+            _outline(axes, np.histogram(clipped, edges)[0], edges, COLOURS["normal"], None)
             axes.set_ylabel("rows")
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         else:
@@ -94,7 +94,7 @@ def histogram_figure(
             for label, name in ((0, "normal"), (1, "anomaly")):
                 count = np.count_nonzero(known == label)
                 if count:
-                    share = np.histogram(shown[known == label], edges)[0] / count
+                    share = np.histogram(clipped[known == label], edges)[0] / count
                     _outline(axes, share, edges, COLOURS[name], f"{name}, {counted(count, 'row')}")
             axes.set_ylabel("share of the class")
             axes.yaxis.set_major_locator(MaxNLocator(5))
@@ -219,7 +219,7 @@ def training_figure(history: Mapping[str, Any]) -> Figure:
         if history.get("validation_steps") and history.get("best_step") in history["validation_steps"]:
             best = list(history["validation_steps"]).index(history["best_step"])
             axes.plot(steps[best], heights[best], "o", color=COLOURS["anomaly"], markersize=5, clip_on=False)
-            axes.set_title(f"{name}, best at step {history['best_step']:,}")
+            axes.set_title(f"{name}, best at step {shown(history['best_step'])}")
     return figure
 
 

@@ -32,11 +32,13 @@ View = dict[str, Any]
 def summary(content: ReportContent) -> View:
     """How many rows were flagged, and the facts."""
     flagged, total = np.count_nonzero(content.is_anomaly), len(content.rows)
-    sentence = f"{flagged:,} of {counted(total, 'row')} flagged as anomalous ({flagged / total:.1%})."
+    sentence = f"{shown(flagged)} of {counted(total, 'row')} flagged as anomalous ({flagged / total:.1%})."
     if content.labels is not None and np.any(content.labels):
         known = content.labels == 1
         found = np.count_nonzero(content.is_anomaly & known)
-        sentence += f" They include {found:,} of the {counted(np.count_nonzero(known), 'known anomaly')}."
+        sentence += (
+            f" They include {shown(found)} of the {counted(np.count_nonzero(known), 'known anomaly')}."
+        )
     return {
         "heading": "Summary",
         "sentence": sentence,
@@ -79,7 +81,7 @@ def ranking(content: ReportContent) -> View:
     view: View = {
         "heading": "Most anomalous rows",
         "ranked": items,
-        "total": f"{len(content.scores):,}",
+        "total": shown(len(content.scores)),
         "named": content.row_names is not None,
         "labelled": content.labels is not None,
         "images": content.has_images,
@@ -94,7 +96,7 @@ def ranking(content: ReportContent) -> View:
         names = content.feature_names or [f"x{column}" for column in range(width)]
         view["features"] = list(names)[:SHOWN_FEATURES]
         if width > SHOWN_FEATURES:
-            view["more_features"] = f"{width:,}"
+            view["more_features"] = shown(width)
         for item, row in zip(items, order, strict=True):
             item["cells"] = [shown(value) for value in content.rows[row, :SHOWN_FEATURES].tolist()]
     return view
@@ -123,7 +125,7 @@ def training(content: ReportContent) -> View | None:
     if content.history is None or not content.history["steps"]:
         return None
     names = ", ".join(content.history["losses"])
-    description = f"Training curves over {content.history['steps'][-1]:,} steps: {names}."
+    description = f"Training curves over {shown(content.history['steps'][-1])} steps: {names}."
     return {
         "heading": "Training",
         "validated": bool(content.history.get("validation_steps")),

@@ -11,11 +11,11 @@ def counted(count: int | np.integer, noun: str) -> str:
 
     Examples
     --------
-    >>> counted(1, "row"), counted(1200, "row"), counted(3, "anomaly")
-    ('1 row', '1,200 rows', '3 anomalies')
+    >>> counted(1, "row"), counted(12000, "row"), counted(3, "anomaly")
+    ('1 row', '12,000 rows', '3 anomalies')
     """
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
-    return f"{count:,} {noun if count == 1 else plural}"
+    return f"{shown(count)} {noun if count == 1 else plural}"
 
 
 def nats(value: float) -> str:
@@ -30,7 +30,7 @@ def nats(value: float) -> str:
     if not np.isfinite(size):
         text = f"{value:.0f}"
     elif size < 1e4:
-        text = f"{value:,.2f}"
+        text = f"{value:.2f}"
     else:
         text = f"{value:,.0f}" if size < 1e9 else f"{value:.3e}"
     return _typographic(text)

@@ -1,0 +1,90 @@
+"""What every experiment's results file holds: the figures, and how to get them again."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from invgan.errors import InputError
+
+
+def provenance(*, seeds: Sequence[int]) -> dict[str, Any]:
+    """Describe the run: command, seeds, commit, hardware and versions."""
+    command = " ".join(["invgan", *sys.argv[1:]]) if sys.argv[0].endswith("invgan") else " ".join(sys.argv)
+    return {
+        "command": command,
+        "seeds": list(seeds),
+        "commit": _commit(),
+        "hardware": {
+            "processor": _processor(),
+            "cores": os.cpu_count(),
+            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        },
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+    }
+
+
+def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write a results file whole or not at all; floats are kept to six digits."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
+            json.dump(_rounded(results), file, indent=1)
+            file.write("\n")
+        os.replace(file.name, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out.") from error
+
+
+def mean_and_std(values: Sequence[float]) -> str:
+    """Format a sample for a table: mean ± standard deviation over seeds."""
+    return f"{np.mean(values):.4f} ± {np.std(values):.4f}"
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_rounded(item) for item in value]
+    return float(f"{value:.6g}") if isinstance(value, float) else value
+
+
+def _commit() -> str | None:
+    """The checkout's commit, with a mark if files differ from it; None outside a checkout."""
+    folder = Path(__file__).parent
+    try:
+        commit = subprocess.run(
+            ["git", "rev-parse", "--short=12", "HEAD"], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
+        changed = subprocess.run(
+            ["git", "status", "--porcelain", "--untracked-files=no", "--", "."],
+            cwd=folder.parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return commit + ("+changes" if changed.strip() else "")
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
