@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from invgan.likelihood import StochasticGenerator, joint
-from invgan.training import Sample, Trainable, Update
+from invgan.training import Moved, Sample, Trainable, Update
 
 CriticLoss = Callable[[Tensor, Tensor], Tensor]
 GeneratorLoss = Callable[[Tensor], Tensor]
@@ -35,6 +35,10 @@ ADVERSARIAL_LOSSES: dict[str, tuple[CriticLoss, GeneratorLoss]] = {
 
 GRADIENT_PENALTY = 10.0
 """Weight of the Wasserstein critic's gradient penalty (Gulrajani et al., 2017, Eq. 3)."""
+
+
+REGRESSION_BETAS = (0.9, 0.999)
+"""Adam's decay rates where nothing moves against the loss."""
 
 
 class GAN(Trainable):
@@ -113,7 +117,9 @@ class GAN(Trainable):
         """
         rows = sample.rows()
         z = self.inference(rows)
-        std = self.variance(z).float()
+        # Distances to the centres are differences of squares, which bfloat16 would drown in rounding.
+        with torch.autocast(z.device.type, enabled=False):
+            std = self.variance(z.float())
         residual = (self.generator(z).float() - rows).flatten(1)
         negative_log_likelihood = (0.5 * (residual / std).square() + std.log()).sum(1).mean()
         return negative_log_likelihood + aggregated_posterior_kl(z.float())
@@ -133,6 +139,43 @@ class GAN(Trainable):
         logits = self.discriminator(between)
         (gradient,) = torch.autograd.grad(logits.sum(), between, create_graph=True)
         return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
+
+
+class Inverse(Trainable):
+    """Lines 11 and 13 of Algorithm 1 alone: h and σ for a generator that stays as it is.
+
+    Parameters
+    ----------
+    gan : GAN
+        Its inference and variance networks are trained in place.
+
+    Source
+    ------
+    Not in the paper, where h chases a generator that moves at every step and never quite arrives.
+    """
+
+    def __init__(self, gan: GAN) -> None:
+        super().__init__()
+        self.gan = gan
+
+    def updates(self) -> Sequence[Update]:
+        """List the two updates."""
+        inference = Moved(self.gan.inference, betas=REGRESSION_BETAS)
+        variance = Moved(self.gan.variance, betas=REGRESSION_BETAS)
+        return (
+            Update("reconstruction", self.gan.reconstruction_loss, (inference, variance)),
+            Update("inversion", self.gan.inversion_loss, (inference,)),
+        )
+
+    def train(self, mode: bool = True) -> "Inverse":
+        """Switch h and σ to training mode; batch normalisation in g keeps its statistics."""
+        super().train(mode)
+        self.gan.generator.eval()
+        return self
+
+    def validation_score(self, rows: Tensor) -> Tensor:
+        """As the whole model's."""
+        return self.gan.validation_score(rows)
 
 
 def aggregated_posterior_kl(z: Tensor) -> Tensor:

@@ -4,39 +4,56 @@ A model says *what* is learned, as a list of updates; the loop says *how*: batch
 weight averaging, early stopping, progress, and checkpoints from which a killed run continues bit for bit.
 """
 
+from __future__ import annotations
+
 import contextlib
 import copy
 import math
+import os
 import signal
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from rich.console import Console
+import torch.multiprocessing
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
 from torch import Tensor, nn
+from torch.multiprocessing.spawn import ProcessException
 
 from invgan import artifact
 from invgan.errors import InputError, TrainingDivergedError
 
-LOG_EVERY = 50
-"""Steps between two looks at the losses: the only times the loop waits for the device."""
+if TYPE_CHECKING:
+    from lightning_fabric import Fabric
+
+LOG_EVERY = 20
+"""Steps between two looks at the losses: otherwise the loop does not wait for the device."""
 
 SMALL_NETWORK = 1_000_000
 """Parameters below which a second thread only slows a CPU down."""
 
+VALIDATION_BLOCK = 512
+"""Held-out rows scored at once: 5,000 images in one go would take gigabytes."""
+
 
 class Sample:
-    """The minibatches of one step: fresh rows and fresh latents at every call, as Algorithm 1 draws them."""
+    """The minibatches of one step: fresh rows and fresh latents at every call, as Algorithm 1 draws them.
 
-    def __init__(self, rows: Callable[[], Tensor], noise: torch.Generator, batch_size: int) -> None:
-        self._rows, self._noise, self._batch_size = rows, noise, batch_size
+    With several processes each has its share of the m rows, and of noise that is drawn for all m alike.
+    """
+
+    def __init__(
+        self, rows: Callable[[], Tensor], noise: torch.Generator, batch_size: int, share: slice
+    ) -> None:
+        self._rows, self._noise, self._batch_size, self._share = rows, noise, batch_size, share
 
     def rows(self) -> Tensor:
         """Draw a minibatch of scaled training rows, shape (m, \\*data_shape)."""
@@ -44,11 +61,25 @@ class Sample:
 
     def normal(self, *shape: int) -> Tensor:
         """Draw standard normal noise of shape (m, \\*shape)."""
-        return torch.randn(self._batch_size, *shape, generator=self._noise, device=self._noise.device)
+        device = self._noise.device
+        return torch.randn(self._batch_size, *shape, generator=self._noise, device=device)[self._share]
 
     def uniform(self, *shape: int) -> Tensor:
         """Draw noise, uniform on [0, 1), of shape (m, \\*shape)."""
-        return torch.rand(self._batch_size, *shape, generator=self._noise, device=self._noise.device)
+        device = self._noise.device
+        return torch.rand(self._batch_size, *shape, generator=self._noise, device=device)[self._share]
+
+
+class Moved(NamedTuple):
+    """A module that an update moves at a pace of its own."""
+
+    module: nn.Module
+    rate: float = 1.0
+    """Multiplies the schedule's learning rate."""
+    betas: tuple[float, float] | None = None
+    """Adam's decay rates; the schedule's by default."""
+    fades_by: float | None = None
+    """Share of the training by which the rate has fallen, linearly, to zero."""
 
 
 class Update(NamedTuple):
@@ -57,10 +88,9 @@ class Update(NamedTuple):
     name: str
     """Names the loss in the progress bar, the history and the messages."""
     loss: Callable[[Sample], Tensor]
-    """Returns a scalar; networks run under autocast, the loss itself in float32."""
-    modules: tuple[nn.Module, ...]
+    """Returns a scalar, a mean over rows; networks run under autocast, the loss itself in float32."""
+    modules: tuple[nn.Module | Moved, ...]
     """Only these modules' parameters are changed."""
-    learning_rate_factor: float = 1.0
 
 
 class Trainable(nn.Module, ABC):
@@ -72,7 +102,7 @@ class Trainable(nn.Module, ABC):
 
     @abstractmethod
     def validation_score(self, rows: Tensor) -> Tensor:
-        """Score scaled held-out rows with a scalar, higher for a better model; called in evaluation mode."""
+        """Score scaled held-out rows by a mean over them, higher for a better model; in evaluation mode."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +124,10 @@ class Schedule:
 
 @dataclass
 class History:
-    """What training reported: mean losses over each window of steps, and the validation scores."""
+    """What training reported: mean losses over each window of steps, and the validation scores.
+
+    It is the same whether or not the run was interrupted and continued.
+    """
 
     steps: list[int] = field(default_factory=list)
     losses: dict[str, list[float]] = field(default_factory=dict)
@@ -109,7 +142,7 @@ class Checkpointing:
 
     path: Path
     every: int = 500
-    """Steps between two checkpoints; Ctrl-C saves one more."""
+    """Steps between two checkpoints. The first is made before any step, and Ctrl-C saves one more."""
     fingerprint: str = ""
     """Identifies the data and the settings; a checkpoint with another one is refused."""
 
@@ -120,6 +153,7 @@ class Machine:
 
     accelerator: str = "auto"
     processes: int = 1
+    """More than one are spawned: a script then needs its ``if __name__ == "__main__":``."""
     precision: str = "32-true"
 
 
@@ -158,34 +192,132 @@ def train(
 
     Raises
     ------
+    InputError
+        If the batch cannot be drawn or shared out, or the checkpoint is another fit's or cannot be written.
     TrainingDivergedError
-        If a loss stops being finite.
+        If a loss or the validation score stops being finite.
+    KeyboardInterrupt
+        After Ctrl-C, once the step is complete and, with checkpointing, saved. A second one stops at once.
+
+    Examples
+    --------
+    >>> class Mean(Trainable):
+    ...     def __init__(self):
+    ...         super().__init__()
+    ...         self.mean = nn.ParameterList([torch.zeros(2)])
+    ...     def updates(self):
+    ...         return [Update("distance", lambda s: (s.rows() - self.mean[0]).square().mean(), (self,))]
+    ...     def validation_score(self, rows):
+    ...         return -(rows - self.mean[0]).square().mean()
+    >>> model = Mean()
+    >>> schedule = Schedule(max_steps=100, batch_size=4, learning_rate=0.3, averaging=0)
+    >>> history = train(model, torch.tensor([[1.0, 5.0]] * 8), None, prepare=nn.Identity(),
+    ...                 schedule=schedule, seed=0)
+    >>> model.mean[0].round().tolist()
+    [1.0, 5.0]
     """
+    from lightning_fabric import Fabric  # takes two seconds, which loading and scoring a model can do without
+
     machine = machine or Machine()
-    parallel = machine.processes > 1
+    _check_sizes(len(rows), schedule, machine)
     fabric = Fabric(
         accelerator=machine.accelerator,
         devices=machine.processes,
         precision=machine.precision,
-        strategy="ddp_spawn" if parallel else "auto",
+        strategy="ddp_spawn" if machine.processes > 1 else "auto",
     )
-    arguments = (model, rows, validation_rows, prepare, schedule, seed, checkpointing, on_log)
-    if not parallel:
-        return _run(fabric, *arguments)
-    # Each process trains a copy; the first one's weights come back.
-    weights, history = fabric.launch(_run_and_return_weights, *arguments)
+    launch = _run_in_processes if machine.processes > 1 else _run
+    with _interrupts() as interrupted:
+        return launch(
+            fabric, on_log, interrupted, model, rows, validation_rows, prepare, schedule, seed, checkpointing
+        )
+
+
+def _check_sizes(n_rows: int, schedule: Schedule, machine: Machine) -> None:
+    if schedule.batch_size > n_rows:
+        raise InputError(
+            f"The 'batch_size' parameter must be at most the number of training rows, {n_rows}. "
+            f"Got {schedule.batch_size} instead."
+        )
+    if schedule.batch_size % machine.processes:
+        raise InputError(
+            "The 'batch_size' parameter must be a multiple of the number of processes, "
+            f"{machine.processes}, which share each batch evenly. Got {schedule.batch_size} instead."
+        )
+
+
+def _run_in_processes(
+    fabric: Fabric, on_log: OnLog | None, interrupted: Tensor, model: Trainable, *arguments: Any
+) -> History:
+    """Train copies of the model in step; the first process reports, and shares its weights."""
+    interrupted.share_memory_()
+    weights = {name: tensor.clone().share_memory_() for name, tensor in model.state_dict().items()}
+    receiver, sender = torch.multiprocessing.get_context("spawn").Pipe(duplex=False)
+    outcome: list[Any] = []
+
+    def listen() -> None:
+        with contextlib.suppress(EOFError):  # everyone who could send is gone
+            while True:
+                report = receiver.recv()
+                if not isinstance(report, tuple):
+                    outcome.append(report)
+                elif on_log is not None:
+                    on_log(*report)
+
+    listener = threading.Thread(target=listen, daemon=True)
+    listener.start()
+    try:
+        fabric.launch(_work, sender, weights, interrupted, model, *arguments)
+        failure = None
+    except ProcessException as error:
+        failure = error
+    finally:
+        sender.close()
+        listener.join()
+    result = outcome[0] if outcome else failure
+    if not isinstance(result, History):
+        raise result or RuntimeError("the training processes ended without a result")
     model.load_state_dict(weights)
     model.eval()
-    return history
+    return result
 
 
-def _run_and_return_weights(fabric: Fabric, model: Trainable, *arguments: Any) -> Any:
-    history = _run(fabric, model, *arguments)
-    return model.state_dict(), history
+def _work(
+    fabric: Fabric,
+    sender: Connection,
+    weights: dict[str, Tensor],
+    interrupted: Tensor,
+    model: Trainable,
+    *arguments: Any,
+) -> None:
+    """Be one of several processes."""
+    parent = os.getppid()
+
+    def handler(signum: int, frame: object) -> None:
+        # The parent tells of a Ctrl-C by its flag; PyTorch sends the same signal when the parent has died.
+        if os.getppid() != parent:
+            os._exit(1)
+
+    signal.signal(signal.SIGINT, handler)
+    if not fabric.is_global_zero:
+        interrupted = torch.zeros(())
+    try:
+        history = _run(fabric, lambda *log: sender.send(log), interrupted, model, *arguments)
+    except (InputError, TrainingDivergedError, KeyboardInterrupt) as error:
+        if not fabric.is_global_zero:
+            fabric.barrier()  # until the first process, which meets the same error, has told it and ended
+        sender.send(error)
+        raise SystemExit(1) from None
+    if fabric.is_global_zero:
+        for name, tensor in model.state_dict().items():
+            weights[name].copy_(tensor)
+        sender.send(history)
 
 
 def _run(
     fabric: Fabric,
+    on_log: OnLog | None,
+    interrupted: Tensor,
     model: Trainable,
     rows: Tensor,
     validation_rows: Tensor | None,
@@ -193,46 +325,38 @@ def _run(
     schedule: Schedule,
     seed: int,
     checkpointing: Checkpointing | None,
-    on_log: OnLog | None,
 ) -> History:
-    model.to(fabric.device).train()
-    run = _Run(model, schedule, seed, fabric)
-    if checkpointing is not None and checkpointing.path.exists():
-        run.restore(checkpointing)
-    rows = rows.to(fabric.device)
-    validate = None
-    if validation_rows is not None:
-        held_out = prepare(validation_rows.to(fabric.device)).float()
-        validate = _validation(held_out)
-    draw = _row_sampler(rows, prepare, schedule.batch_size, seed, fabric)
-    names = [update.name for update in run.updates]
+    device = fabric.device
+    model.to(device).train()
+    if isinstance(prepare, nn.Module):
+        prepare = copy.deepcopy(prepare).to(device)
+    draw = _row_sampler(rows.to(device), prepare, schedule.batch_size, seed, fabric)
+    held_out = None if validation_rows is None else prepare(validation_rows.to(device)).float()
 
-    with _interrupts() as interrupted, _threads_for(model, fabric.device):
-        while run.step < schedule.max_steps and not run.stopped(schedule):
-            window = []
-            for _ in range(min(LOG_EVERY, schedule.max_steps - run.step)):
-                window.append(run.advance(draw))
-                if validate is not None and run.step % schedule.validate_every == 0:
-                    run.validate(validate)
-                due = checkpointing is not None and run.step % checkpointing.every == 0
-                if due or interrupted() or run.stopped(schedule):
-                    break
-            losses = torch.stack(window).cpu()  # steps×updates
-            _check_finite(losses, names, first_step=run.step - len(window) + 1)
-            run.record(names, losses)
-            if on_log is not None and fabric.is_global_zero:
-                on_log(run.step, {name: values[-1] for name, values in run.history.losses.items()})
-            if (
-                checkpointing is not None
-                and fabric.is_global_zero
-                and (interrupted() or run.step % checkpointing.every == 0)
-            ):
+    with _threads_for(model, device), _own_global_noise(seed, device) as global_noise:
+        run = _Run(model, schedule, seed, fabric, global_noise)
+        if checkpointing is not None:
+            run.restore_or_save(checkpointing)
+        while not run.ended():
+            run.advance(draw)
+            stopping = bool(interrupted)
+            validating = held_out is not None and run.due(schedule.validate_every)
+            logging = run.due(LOG_EVERY)
+            saving = checkpointing is not None and (stopping or run.step % checkpointing.every == 0)
+            if stopping or validating or logging or saving:
+                run.check_losses()
+            if held_out is not None and validating:
+                run.validate(held_out)
+            if logging or run.ended():
+                run.record_losses()
+                if on_log is not None and fabric.is_global_zero:
+                    on_log(run.step, {name: values[-1] for name, values in run.history.losses.items()})
+            if checkpointing is not None and saving:
                 run.save(checkpointing)
-            if interrupted():
+            if stopping:
                 where = f"; the same fit continues from {checkpointing.path}" if checkpointing else ""
-                raise KeyboardInterrupt(f"stopped after step {run.step}{where}")
-
-    run.finish(validate)
+                raise KeyboardInterrupt(f"stopped after step {run.step} of {schedule.max_steps}{where}")
+        run.finish()
     model.cpu().eval()
     return run.history
 
@@ -240,76 +364,89 @@ def _run(
 class _Run:
     """Everything about a training run that a checkpoint must hold."""
 
-    def __init__(self, model: Trainable, schedule: Schedule, seed: int, fabric: Fabric) -> None:
-        self.model, self.schedule, self.fabric = model, schedule, fabric
+    def __init__(
+        self,
+        model: Trainable,
+        schedule: Schedule,
+        seed: int,
+        fabric: Fabric,
+        global_noise: torch.Generator,
+    ) -> None:
+        self.model, self.schedule, self.fabric, self.global_noise = model, schedule, fabric, global_noise
         self.updates = model.updates()
         self.averaged = copy.deepcopy(model).eval()
         self.best: dict[str, Tensor] | None = None
-        self.best_score = -math.inf
-        self.noise = torch.Generator(fabric.device).manual_seed(seed + fabric.global_rank)
+        # The same on every process: each takes its share of noise drawn for the whole batch.
+        self.noise = torch.Generator(fabric.device).manual_seed(seed)
         self.step = 0
         self.draws = 0
-        self.history = History()
-        self.parameters = [
-            [parameter for module in update.modules for parameter in module.parameters()]
+        self.window: list[Tensor] = []
+        """Each step's losses since they were last recorded."""
+        self.history = History(losses={update.name: [] for update in self.updates})
+        self.moved = [
+            [module if isinstance(module, Moved) else Moved(module) for module in update.modules]
             for update in self.updates
         ]
+        groups = [_parameter_groups(moved, schedule) for moved in self.moved]
+        self.parameters = [[p for group in update for p in group["params"]] for update in groups]
         # One optimiser per update: h and g each take part in two, with gradients of different size.
         self.optimizers = [
-            torch.optim.Adam(
-                parameters,
-                lr=schedule.learning_rate * update.learning_rate_factor,
-                betas=schedule.betas,
-                fused=fabric.device.type in ("cpu", "cuda"),
-            )
-            for update, parameters in zip(self.updates, self.parameters, strict=True)
+            torch.optim.Adam(update, lr=schedule.learning_rate, fused=fabric.device.type in ("cpu", "cuda"))
+            for update in groups
         ]
 
-    def advance(self, draw: Callable[[int], Tensor]) -> Tensor:
-        """Take one step through all updates; return their losses without waiting for them."""
+    def due(self, every: int) -> bool:
+        """Tell whether to do now what is done every so many steps and after the last."""
+        return self.step % every == 0 or self.step == self.schedule.max_steps
+
+    def ended(self) -> bool:
+        """Tell whether all steps are done, or the last ``patience`` validations brought no new best."""
+        since_best = sum(step > self.history.best_step for step in self.history.validation_steps)
+        impatient = self.schedule.patience is not None and since_best >= self.schedule.patience
+        return self.step >= self.schedule.max_steps or impatient
+
+    def advance(self, draw: Callable[[int], Tensor]) -> None:
+        """Take one step through all updates, without waiting for their losses."""
 
         def next_rows() -> Tensor:
             self.draws += 1
             return draw(self.draws - 1)
 
-        sample = Sample(next_rows, self.noise, self.schedule.batch_size // self.fabric.world_size)
+        sample = Sample(next_rows, self.noise, self.schedule.batch_size, _share(self.fabric))
         losses = []
-        for update, parameters, optimizer in zip(self.updates, self.parameters, self.optimizers, strict=True):
+        for index, (update, parameters) in enumerate(zip(self.updates, self.parameters, strict=True)):
             # Autocast is entered per update: around the whole loop it would keep stale low-precision weights.
             with self.fabric.autocast():
                 loss = update.loss(sample)
             # Gradients are taken for these parameters only: the other networks' are not even computed.
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-            self._apply(optimizer, update, parameters, gradients)
-            losses.append(loss.detach())
+            losses.append(self._apply(index, loss.detach(), gradients))
         self.step += 1
+        self.window.append(torch.stack(losses))
         self._average()
-        return torch.stack(losses)
 
-    def _apply(
-        self,
-        optimizer: torch.optim.Optimizer,
-        update: Update,
-        parameters: list[nn.Parameter],
-        gradients: Sequence[Tensor | None],
-    ) -> None:
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parameter.grad = gradient
-        if self.fabric.world_size > 1:
-            present = [gradient for gradient in gradients if gradient is not None]
-            joined = self.fabric.all_reduce(
-                torch.cat([gradient.flatten() for gradient in present]), reduce_op="mean"
-            )
-            for gradient, mean in zip(
-                present, joined.split([gradient.numel() for gradient in present]), strict=True
-            ):
-                gradient.copy_(mean.view_as(gradient))
-        progress = self.step / self.schedule.max_steps if self.schedule.learning_rate_decay else 0.0
-        rate = self.schedule.learning_rate * update.learning_rate_factor
-        optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
+    def _apply(self, index: int, loss: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
+        """Move one update's parameters; return its loss over the whole batch."""
+        parameters, optimizer = self.parameters[index], self.optimizers[index]
+        used = [i for i, gradient in enumerate(gradients) if gradient is not None]
+        loss, *means = self._mean_over_processes([loss, *(g for g in gradients if g is not None)])
+        for i, gradient in zip(used, means, strict=True):
+            parameters[i].grad = _laid_out_like(parameters[i], gradient)
+        progress = self.step / self.schedule.max_steps
+        decay = (1 + math.cos(math.pi * progress)) / 2 if self.schedule.learning_rate_decay else 1.0
+        for group, moved in zip(optimizer.param_groups, self.moved[index], strict=True):
+            fading = 1.0 if moved.fades_by is None else max(0.0, 1 - progress / moved.fades_by)
+            group["lr"] = self.schedule.learning_rate * decay * moved.rate * fading
         optimizer.step()
-        for parameter in parameters:
-            parameter.grad = None
+        optimizer.zero_grad()
+        return loss
+
+    def _mean_over_processes(self, tensors: list[Tensor]) -> list[Tensor]:
+        if self.fabric.world_size == 1:
+            return tensors
+        joined = torch.cat([tensor.flatten() for tensor in tensors])
+        means = self.fabric.all_reduce(joined, reduce_op="mean").split([tensor.numel() for tensor in tensors])
+        return [mean.view(tensor.shape) for mean, tensor in zip(means, tensors, strict=True)]
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -319,33 +456,53 @@ class _Run:
         for average, current in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
             average.copy_(current)
 
-    def validate(self, score: Callable[[Trainable], Tensor]) -> None:
-        value = score(self.averaged).item()
-        self.history.validation_steps.append(self.step)
-        self.history.validation_scores.append(value)
-        if value > self.best_score:
-            self.best_score = value
+    def check_losses(self) -> None:
+        """Raise if a loss since the last record is not finite."""
+        losses = torch.stack(self.window).cpu()  # steps×updates
+        bad = (~losses.isfinite()).nonzero()
+        if len(bad):
+            position, update = bad[0].tolist()
+            step = self.step - len(self.window) + 1 + position
+            raise _diverged(f"{self.updates[update].name} loss", losses[position, update].item(), step)
+
+    def record_losses(self) -> None:
+        self.history.steps.append(self.step)
+        means = torch.stack(self.window).mean(0).tolist()
+        for update, mean in zip(self.updates, means, strict=True):
+            self.history.losses[update.name].append(mean)
+        self.window = []
+
+    @torch.no_grad()
+    def validate(self, rows: Tensor) -> None:
+        """Score the averaged weights, and keep them if they are the best so far."""
+        blocks = rows.split(VALIDATION_BLOCK)
+        total = sum(self.averaged.validation_score(block).item() * len(block) for block in blocks)
+        # Running statistics differ between processes; all must follow one score, or they part ways.
+        score = self.fabric.broadcast(total / len(rows))
+        if not math.isfinite(score):
+            raise _diverged("validation score", score, self.step)
+        if score > max(self.history.validation_scores, default=-math.inf):
             self.best = {name: tensor.clone() for name, tensor in self.averaged.state_dict().items()}
             self.history.best_step = self.step
+        self.history.validation_steps.append(self.step)
+        self.history.validation_scores.append(score)
 
-    def stopped(self, schedule: Schedule) -> bool:
-        """Tell whether the last ``patience`` validations brought no new best."""
-        since_best = sum(step > self.history.best_step for step in self.history.validation_steps)
-        return schedule.patience is not None and since_best >= schedule.patience
-
-    def record(self, names: list[str], losses: Tensor) -> None:
-        self.history.steps.append(self.step)
-        for name, mean in zip(names, losses.mean(0).tolist(), strict=True):
-            self.history.losses.setdefault(name, []).append(mean)
-
-    def finish(self, score: Callable[[Trainable], Tensor] | None) -> None:
-        if score is not None and self.step not in self.history.validation_steps:
-            self.validate(score)
+    def finish(self) -> None:
+        """Put the weights to be kept into the model."""
         if self.best is None:
             self.history.best_step = self.step
         self.model.load_state_dict(self.averaged.state_dict() if self.best is None else self.best)
 
+    def restore_or_save(self, checkpointing: Checkpointing) -> None:
+        """Continue from a checkpoint; where there is none, make one, and so learn now if that fails."""
+        if (checkpointing.path / "manifest.json").exists():
+            self._restore(checkpointing)
+        else:
+            self.save(checkpointing)
+
     def save(self, checkpointing: Checkpointing) -> None:
+        if not self.fabric.is_global_zero:
+            return
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
         tensors |= {f"averaged.{name}": tensor for name, tensor in self.averaged.state_dict().items()}
         tensors |= {f"best.{name}": tensor for name, tensor in (self.best or {}).items()}
@@ -353,26 +510,34 @@ class _Run:
             for index, state in optimizer.state_dict()["state"].items():
                 for key, tensor in state.items():
                     tensors[f"optimizer.{update.name}.{index}.{key}"] = tensor
+        tensors["window"] = torch.stack(self.window) if self.window else torch.empty(0, len(self.updates))
         tensors["noise"] = self.noise.get_state()
+        tensors["global_noise"] = self.global_noise.get_state()
         artifact.write(
             checkpointing.path,
             kind="checkpoint",
             metadata={
                 "fingerprint": checkpointing.fingerprint,
+                "device": self.fabric.device.type,
                 "step": self.step,
                 "draws": self.draws,
-                "best_score": self.best_score if self.best else None,
                 "history": asdict(self.history),
             },
             tensors=tensors,
         )
 
-    def restore(self, checkpointing: Checkpointing) -> None:
+    def _restore(self, checkpointing: Checkpointing) -> None:
         saved = artifact.read(checkpointing.path, kind="checkpoint")
+        device, saved_device = self.fabric.device, saved.metadata["device"]
         if saved.metadata["fingerprint"] != checkpointing.fingerprint:
             raise InputError(
                 f"{checkpointing.path}: this checkpoint belongs to another fit (other data or settings); "
                 "delete it to start afresh, or give the data and settings it was made with."
+            )
+        if saved_device != device.type:
+            raise InputError(
+                f"{checkpointing.path}: this checkpoint was made on {saved_device}, and {device.type} would "
+                f"lead to other weights; delete it to start afresh, or train on {saved_device}."
             )
 
         def part(prefix: str) -> dict[str, Tensor]:
@@ -384,19 +549,54 @@ class _Run:
 
         self.model.load_state_dict(part("model."))
         self.averaged.load_state_dict(part("averaged."))
-        if saved.metadata["best_score"] is not None:
-            device = self.fabric.device
-            self.best = {name: tensor.to(device) for name, tensor in part("best.").items()}
-            self.best_score = saved.metadata["best_score"]
-        for update, optimizer in zip(self.updates, self.optimizers, strict=True):
+        self.best = {name: tensor.to(device) for name, tensor in part("best.").items()} or None
+        for update, parameters, optimizer in zip(self.updates, self.parameters, self.optimizers, strict=True):
             states: dict[int, dict[str, Tensor]] = {}
             for name, tensor in part(f"optimizer.{update.name}.").items():
                 index, key = name.split(".")
-                states.setdefault(int(index), {})[key] = tensor
+                like = parameters[int(index)]
+                states.setdefault(int(index), {})[key] = (
+                    _laid_out_like(like, tensor) if tensor.shape == like.shape else tensor
+                )
             optimizer.load_state_dict(optimizer.state_dict() | {"state": states})
+        self.window = list(saved.tensors["window"].to(device))
         self.noise.set_state(saved.tensors["noise"])
+        self.global_noise.set_state(saved.tensors["global_noise"])
         self.step, self.draws = saved.metadata["step"], saved.metadata["draws"]
         self.history = History(**saved.metadata["history"])
+
+
+def _laid_out_like(parameter: Tensor, values: Tensor) -> Tensor:
+    """Return the values in the parameter's order in memory, channels_last for one.
+
+    Fused Adam goes through parameter, gradient and moments by address: other layouts would be mixed up.
+    """
+    if values.stride() == parameter.stride() and values.device == parameter.device:
+        return values
+    return torch.empty_like(parameter).copy_(values)
+
+
+def _diverged(what: str, value: float, step: int) -> TrainingDivergedError:
+    return TrainingDivergedError(
+        f"the {what} became {value} at step {step}; "
+        "try a smaller learning_rate, another loss, or look for extreme values in the data."
+    )
+
+
+def _share(fabric: Fabric) -> slice:
+    """Which rows of a batch are this process's."""
+    return slice(fabric.global_rank, None, fabric.world_size)
+
+
+def _parameter_groups(moved: Sequence[Moved], schedule: Schedule) -> list[dict[str, Any]]:
+    """One group per module; a parameter that two of them share belongs to the first."""
+    seen: set[nn.Parameter] = set()
+    groups = []
+    for module, _, betas, _ in moved:
+        parameters = [p for p in module.parameters() if p.requires_grad and p not in seen]
+        seen.update(parameters)
+        groups.append({"params": parameters, "betas": betas or schedule.betas})
+    return groups
 
 
 def _row_sampler(
@@ -413,27 +613,21 @@ def _row_sampler(
             shuffled = np.random.default_rng([seed, epoch]).permutation(len(rows))
             order[epoch] = torch.from_numpy(shuffled).to(rows.device)
         batch = order[epoch][position * batch_size : (position + 1) * batch_size]
-        return prepare(rows[batch[fabric.global_rank :: fabric.world_size]]).float()
+        return prepare(rows[batch[_share(fabric)]]).float()
 
     return draw
 
 
-def _validation(rows: Tensor) -> Callable[[Trainable], Tensor]:
-    @torch.no_grad()
-    def score(model: Trainable) -> Tensor:
-        return model.validation_score(rows)
+@contextlib.contextmanager
+def _own_global_noise(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+    """Lend PyTorch's global generator to the run: layers such as Dropout can draw from no other.
 
-    return score
-
-
-def _check_finite(losses: Tensor, names: list[str], *, first_step: int) -> None:
-    bad = ~losses.isfinite()
-    if bad.any():
-        step, update = bad.nonzero()[0].tolist()
-        raise TrainingDivergedError(
-            f"the {names[update]} loss became {losses[step, update].item()} at step {first_step + step}; "
-            "try a smaller learning_rate, another loss, or look for extreme values in the data."
-        )
+    Its state comes back as it was, and the run's part in it is yielded, to be saved.
+    """
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        generator = torch.cuda.default_generators[device.index] if on_gpu else torch.default_generator
+        yield generator.manual_seed(seed)
 
 
 @contextlib.contextmanager
@@ -449,29 +643,40 @@ def _threads_for(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
+def _interrupts() -> Iterator[Tensor]:
     """Turn the first Ctrl-C into a flag that is read between steps; a second one stops at once."""
+    pressed = torch.zeros((), dtype=torch.bool)  # a tensor, because processes can share it
     if threading.current_thread() is not threading.main_thread():
-        yield lambda: False  # only the main thread may handle signals
+        yield pressed  # only the main thread may handle signals
         return
-    pressed = False
 
     def handler(signum: int, frame: object) -> None:
-        nonlocal pressed
         if pressed:
             raise KeyboardInterrupt
-        pressed = True
+        pressed.fill_(True)
 
     previous = signal.signal(signal.SIGINT, handler)
     try:
-        yield lambda: pressed
+        yield pressed
     finally:
         signal.signal(signal.SIGINT, previous)
+    if pressed:
+        raise KeyboardInterrupt  # it came after the last step
+
+
+class _LossProgress(Progress):
+    """A progress bar with a line of losses below it."""
+
+    losses = ""
+
+    def get_renderables(self) -> Iterator[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield Text(self.losses, style="dim")
 
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, *, enabled: bool) -> Iterator[OnLog | None]:
-    """Show steps, every loss and the time left on standard error.
+    """Show steps, the time left and every loss on standard error; only one line at the end if it is a file.
 
     Yields
     ------
@@ -483,17 +688,23 @@ def progress_bar(description: str, total: int, *, enabled: bool) -> Iterator[OnL
         return
     columns = (
         TextColumn("{task.description}"),
-        BarColumn(bar_width=24),
+        BarColumn(bar_width=30),
         MofNCompleteColumn(),
+        TextColumn("steps, time left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}", style="dim"),
     )
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(description, total=total, losses="")
+    console = Console(stderr=True)
+    live = console.is_terminal or console.is_jupyter
+    with _LossProgress(*columns, console=console, disable=not live) as progress:
+        task = progress.add_task(description, total=total)
 
         def on_log(step: int, losses: dict[str, float]) -> None:
-            text = "  ".join(f"{name} {value:.3g}" for name, value in losses.items())
-            progress.update(task, completed=step, losses=text)
+            progress.losses = "  ".join(f"{name} {value:.3g}" for name, value in losses.items())
+            progress.update(task, completed=step)
 
         yield on_log
-        progress.update(task, completed=total)
+        # Early stopping ends before all steps are done.
+        progress.update(task, total=progress.tasks[0].completed)
+    if not live:
+        steps = int(progress.tasks[0].completed)
+        console.print(f"{description}: {steps} steps  {progress.losses}", soft_wrap=True, highlight=False)

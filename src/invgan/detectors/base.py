@@ -133,15 +133,20 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         return self
 
     def score_samples(self, X: Any) -> np.ndarray:
-        """Return the score of each row, shape (n,): higher for more normal rows, a function of the row alone."""
+        """Return the score of each row, shape (n,), higher for more normal rows: a function of it alone."""
         check_is_fitted(self)
         return self._score_rows(self._check_rows(X, fitting=False))
 
     def decision_function(self, X: Any) -> np.ndarray:
-        """Return ``score_samples(X) - offset_``, shape (n,): negative for anomalies."""
+        """Return ``score_samples(X) - offset_``, shape (n,): negative for anomalies.
+
+        Where ``offset_`` is −inf, an increasing function of the score that is positive throughout.
+        """
         scores = self.score_samples(X)
-        # With too few calibration rows the offset is −inf; a finite difference keeps the ranking.
-        return scores - self.offset_ if math.isfinite(self.offset_) else scores - np.finfo(np.float64).min
+        if math.isfinite(self.offset_):
+            return scores - self.offset_
+        # With too few calibration rows nothing is flagged: all values are positive, in the scores' order.
+        return np.where(scores < 0, 1 / (1 - np.minimum(scores, 0)), 1 + scores)
 
     def predict(self, X: Any) -> np.ndarray:
         """Return +1 for normal rows and -1 for anomalies, shape (n,)."""
@@ -181,9 +186,14 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
 
     def _plain_parameters(self) -> dict[str, Any]:
         """Parameters that JSON can hold; a random generator or a module is not needed to score."""
-        plain = (bool, int, float, str, type(None))
+        values = {
+            name: value.item() if isinstance(value, np.generic) else value
+            for name, value in self.get_params(deep=False).items()
+        }
         return {
-            name: value for name, value in self.get_params(deep=False).items() if isinstance(value, plain)
+            name: value
+            for name, value in values.items()
+            if isinstance(value, bool | int | float | str | None)
         }
 
     def _check_rows(self, X: Any, *, fitting: bool) -> Tensor:
@@ -193,35 +203,48 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             reset=fitting,
             dtype="numeric",
             allow_nd=True,
+            ensure_all_finite=False,  # checked below, by row and column
             ensure_min_samples=MIN_ROWS if fitting else 1,
         )
         shape = checked.shape[1:]
         if len(shape) not in (1, 3):
-            raise ValueError(
+            raise InputError(
                 f"Expected a table of shape (n, D) or images of shape (n, C, H, W), got an array of shape "
                 f"{checked.shape}."
             )
         if fitting:
             self.data_shape_ = tuple(shape)
         elif shape != self.data_shape_:
-            raise ValueError(
+            raise InputError(
                 f"X has rows of shape {tuple(shape)}, but {type(self).__name__} is expecting "
                 f"{self.data_shape_} as in fit."
             )
-        if len(shape) == 1 or checked.dtype.kind != "f":
-            # Tables are scored in double precision; 8-bit images stay as they are until a batch is drawn.
-            wanted = np.float64 if len(shape) == 1 else checked.dtype
-            wanted = np.int64 if wanted != np.uint8 and wanted != np.float64 else wanted
-            checked = checked.astype(wanted, copy=False)
-        if checked.dtype.kind == "f" and (too_large := np.abs(checked) > LARGEST_VALUE).any():
-            row, *position = np.argwhere(too_large)[0].tolist()
-            names = getattr(self, "feature_names_in_", None)
-            where = f"column {names[position[0]]!r}" if names is not None else f"position {position}"
-            raise ValueError(
-                f"X has the value {checked[(row, *position)]:g} in row {row}, {where}; values beyond "
-                f"{LARGEST_VALUE:g} cannot be squared with any precision left: rescale this column."
-            )
-        return torch.from_numpy(np.ascontiguousarray(checked))
+        # Tables are scored in double precision; 8-bit images stay as they are until a batch is drawn.
+        if len(shape) == 1 or checked.dtype not in (np.uint8, np.float32):
+            checked = checked.astype(np.float64, copy=False)
+        if checked.dtype.kind == "f":
+            self._check_values(checked)
+        return torch.from_numpy(np.require(checked, requirements=["C", "W"]))
+
+    def _check_values(self, rows: np.ndarray) -> None:
+        usable = np.abs(rows) <= LARGEST_VALUE  # False for NaN
+        if usable.all():
+            return
+        row, *position = np.argwhere(~usable)[0].tolist()
+        value = rows[(row, *position)]
+        names = getattr(self, "feature_names_in_", None)
+        if len(position) > 1:
+            where = f"row {row}, channel {position[0]}, pixel ({position[1]}, {position[2]})"
+        else:
+            where = f"row {row}, column {position[0] if names is None else repr(str(names[position[0]]))}"
+        if np.isnan(value):
+            raise InputError(f"X has NaN in {where}: fill in missing values or leave the row out.")
+        if np.isinf(value):
+            raise InputError(f"X has the value {value} in {where}: replace infinities or leave the row out.")
+        raise InputError(
+            f"X has the value {value:g} in {where}; values beyond {LARGEST_VALUE:g} cannot be "
+            "squared with any precision left: rescale them."
+        )
 
 
 def load(path: str | Path) -> AnomalyDetector:
@@ -254,7 +277,7 @@ def load(path: str | Path) -> AnomalyDetector:
         detector.calibration_scores_ = tensors.pop("calibration_scores").numpy()
         detector._restore(metadata["model"], tensors)
         return detector.set_threshold(metadata["false_positive_rate"])
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = " ".join(str(error).split())[:200]

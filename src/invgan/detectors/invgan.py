@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from invgan import networks
 from invgan.detectors.base import AnomalyDetector, Split
+from invgan.errors import InputError
 from invgan.gan import ADVERSARIAL_LOSSES, GAN
 from invgan.likelihood import (
     LogLikelihood,
@@ -243,11 +244,11 @@ class InvGAN(TransformerMixin, AnomalyDetector):
     def _check_consistency(self, n_training: int) -> None:
         given = [self.generator is not None, self.discriminator is not None, self.inference is not None]
         if any(given) and not all(given):
-            raise ValueError("Give all of generator, discriminator and inference, or none of them.")
+            raise InputError("Give all of generator, discriminator and inference, or none of them.")
         if any(given) and self.latent_dim is None:
-            raise ValueError("With your own networks the 'latent_dim' parameter of InvGAN must be given.")
+            raise InputError("With your own networks the 'latent_dim' parameter of InvGAN must be given.")
         if self.batch_size is not None and self.batch_size > n_training:
-            raise ValueError(
+            raise InputError(
                 f"The 'batch_size' parameter of InvGAN must be at most the number of training rows, "
                 f"{n_training} after holding out rows for validation and calibration. "
                 f"Got {self.batch_size} instead."
@@ -281,14 +282,25 @@ class InvGAN(TransformerMixin, AnomalyDetector):
         return GAN(*parts, variance, latent_dim=self.latent_dim_, loss=self._setting("loss"))
 
     def _choose_n_centers(self, n_training: int) -> int:
+        from_data = self._setting("centers") == "data"
+        most, points = (n_training, "training rows") if from_data else (PRIOR_DRAWS, "draws from the prior")
         least = self.latent_dim_ + 1
+        if least > most:
+            raise InputError(
+                f"The 'latent_dim' parameter of InvGAN must be less than {most}, the number of {points}: "
+                f"σ needs latent_dim + 1 centres among them (Lemma 1). Got {self.latent_dim_} instead."
+            )
         if self.n_centers is None:
-            wanted = max(_SETTINGS[self.preset].n_centers, least)
-            return wanted if self._setting("centers") == "prior" else max(min(wanted, n_training), least)
+            return max(min(_SETTINGS[self.preset].n_centers, most), least)
+        if self.n_centers > most:
+            raise InputError(
+                f"The 'n_centers' parameter of InvGAN must be at most {most}, the number of {points} that "
+                f"the centres are the means of. Got {self.n_centers} instead."
+            )
         if self.n_centers < least:
-            raise ValueError(
-                f"The 'n_centers' parameter of InvGAN must be at least latent_dim + 1 = {least}, or the metric "
-                f"can lose rank (Lemma 1). Got {self.n_centers} instead."
+            raise InputError(
+                f"The 'n_centers' parameter of InvGAN must be at least latent_dim + 1 = {least}, or the "
+                f"metric can lose rank (Lemma 1). Got {self.n_centers} instead."
             )
         return int(self.n_centers)
 
@@ -333,7 +345,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
 
     def _device(self) -> torch.device:
         if self.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("device='cuda' was asked for, but PyTorch finds no CUDA device here.")
+            raise InputError("device='cuda' was asked for, but PyTorch finds no CUDA device here.")
         return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
 
     def _checkpointing(self, rows: Tensor, seed: int) -> Checkpointing | None:
@@ -355,11 +367,8 @@ class InvGAN(TransformerMixin, AnomalyDetector):
         with self._scoring():
             codes = self._encode(rows)
             if self._setting("centers") == "data":
-                means = self._blocks(lambda z: gan.generator(z).flatten(1), codes)
-                latent_dim, n_features, n_centers = self._variance_shape()
-                gan.variance = RBFVariance(
-                    latent_dim, n_features, min(n_centers, len(rows)), max_std=MAX_STD
-                ).to(codes)
+                means = self._blocks(self._generate, codes)
+                gan.variance = RBFVariance(*self._variance_shape(), max_std=MAX_STD).to(codes)
                 gan.variance.fit_centers(codes, seed=seed)
                 scaled = self._blocks(lambda block: self._prepare(block).flatten(1), rows)
                 gan.variance.fit_weights(codes, scaled - means)
@@ -371,12 +380,19 @@ class InvGAN(TransformerMixin, AnomalyDetector):
 
     def _to_scoring_precision(self) -> None:
         # Dense networks cost nothing in double precision; convolutions would cost ten times as much.
-        dtype = torch.float32 if self._is_convolutional() else torch.float64
-        self.gan_.to(self._device(), dtype).requires_grad_(False).eval()
+        convolutional = self._is_convolutional()
+        self.gan_.to(self._device(), torch.float32 if convolutional else torch.float64)
+        if convolutional:  # a model file holds no memory format, on which rounding depends
+            self.gan_.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.gan_.requires_grad_(False).eval()
         self.scaling_.to(self._device())
 
     def _mixture(self, centers: Tensor, codes: Tensor) -> TangentMixture:
-        return TangentMixture(centers, codes, lambda z: self.gan_.generator(z).flatten(1))
+        return TangentMixture(centers, codes, self._generate)
+
+    def _generate(self, z: Tensor) -> Tensor:
+        """Return g(z), flattened; a method, unlike a lambda, is pickled and copied with the estimator."""
+        return self.gan_.generator(z).flatten(1)
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
@@ -384,7 +400,9 @@ class InvGAN(TransformerMixin, AnomalyDetector):
             yield
 
     def _prepare(self, rows: Tensor) -> Tensor:
-        return self.scaling_(rows.to(self._device())).to(next(self.gan_.parameters()).dtype)
+        scaled = self.scaling_(rows.to(self._device())).to(next(self.gan_.parameters()).dtype)
+        # Squares of larger values overflow in single precision, and scores would be NaN.
+        return scaled.clamp(-1e9, 1e9) if scaled.dtype == torch.float32 else scaled
 
     def _encode(self, rows: Tensor) -> Tensor:
         return self._blocks(lambda block: self.gan_.inference(self._prepare(block)), rows)
@@ -475,8 +493,8 @@ class InvGAN(TransformerMixin, AnomalyDetector):
         check_is_fitted(self)
         method = method or self._setting("score")
         if method not in METHODS:
-            raise ValueError(
-                f"The 'method' parameter of InvGAN.log_likelihood must be a str among {set(METHODS)}. "
+            raise InputError(
+                f"The 'method' parameter of InvGAN.log_likelihood must be one of {', '.join(METHODS)}. "
                 f"Got {method!r} instead."
             )
         return self._log_likelihood(self._check_rows(X, fitting=False), method)
@@ -515,6 +533,11 @@ class InvGAN(TransformerMixin, AnomalyDetector):
     def sample(self, n_samples: int = 1, *, random_state: Any = None) -> np.ndarray:
         """Draw rows g(z) + σ(z) ⊙ ε in the data's units, shape (n_samples, \\*data_shape)."""
         check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise InputError(
+                "The 'n_samples' parameter of InvGAN.sample must be an int in the range [1, inf). "
+                f"Got {n_samples!r} instead."
+            )
         draws = check_random_state(random_state)
         z = self._check_latents(draws.standard_normal((n_samples, self.latent_dim_)))
         noise = torch.from_numpy(draws.standard_normal((n_samples, *self.data_shape_)))
@@ -527,8 +550,8 @@ class InvGAN(TransformerMixin, AnomalyDetector):
 
     def _check_latents(self, Z: Any) -> Tensor:
         latents = np.asarray(Z, dtype=np.float64)
-        if latents.ndim != 2 or latents.shape[1] != self.latent_dim_:
-            raise ValueError(
+        if latents.ndim != 2 or latents.shape[1] != self.latent_dim_ or len(latents) == 0:
+            raise InputError(
                 f"Z must have shape (n, {self.latent_dim_}), one latent per row. Got {latents.shape} instead."
             )
         return torch.from_numpy(latents).to(next(self.gan_.parameters()))
@@ -536,19 +559,23 @@ class InvGAN(TransformerMixin, AnomalyDetector):
     # ---------------------------------------------------------------- model file
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        if self.generator is not None:
+            raise InputError(
+                "A model with networks of your own cannot be saved, because a model file holds no code; keep "
+                "the state_dict of its gan_ instead."
+            )
         tensors = {f"gan.{name}": tensor for name, tensor in self.gan_.state_dict().items()}
         tensors |= {f"scaling.{name}": tensor for name, tensor in self.scaling_.state_dict().items()}
         tensors |= {f"mixture.{name}": tensor for name, tensor in self.mixture_.state_dict().items()}
         metadata = {
             "latent_dim": self.latent_dim_,
-            "own_networks": self.generator is not None,
             "history": asdict(self.history_),
         }
         return metadata, tensors | {"typical": self.typical_}
 
     def _restore(self, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        if metadata["own_networks"]:
-            raise ValueError("it was fitted with networks of your own, which a model file does not hold")
+        if self.device == "cuda":
+            self.device = "auto"  # the machine that loads may have none
         self.latent_dim_ = int(metadata["latent_dim"])
         self.history_ = History(**metadata["history"])
         self.gan_ = self._build(None, n_centers=tensors["gan.variance.weight"].shape[1])

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize_scalar
+from scipy.special import logsumexp
 from sklearn.ensemble import IsolationForest
 from sklearn.metrics import pairwise_distances
 from sklearn.neighbors import KernelDensity, NearestNeighbors
@@ -34,15 +34,16 @@ class DigitsTask(NamedTuple):
 def digits_task(abnormal: int, *, seed: int) -> DigitsTask:
     """Split scikit-learn's digits: half of the normal rows train; the rest and all abnormal ones test."""
     digits = data.load("digits")
-    normal = np.flatnonzero(digits.y != abnormal)
+    shown = np.asarray(digits.y)
+    normal = np.flatnonzero(shown != abnormal)
     normal = np.random.default_rng([seed, abnormal]).permutation(normal)
     half = len(normal) // 2
-    test = np.concatenate([normal[half:], np.flatnonzero(digits.y == abnormal)])
+    test = np.concatenate([normal[half:], np.flatnonzero(shown == abnormal)])
     return DigitsTask(
         digits.X[normal[:half]],
         digits.X[test],
-        (digits.y[test] == abnormal).astype(int),
-        digits.y[test],
+        (shown[test] == abnormal).astype(int),
+        shown[test],
     )
 
 
@@ -57,18 +58,16 @@ def kernel_density(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray
     np.fill_diagonal(squared, np.inf)
     n_features = train.shape[1]
 
-    def negative_likelihood(log_bandwidth: float) -> float:
-        exponent = -squared / (2 * np.exp(2 * log_bandwidth))
-        peak = exponent.max(1, keepdims=True)
-        log_density = np.log(np.exp(exponent - peak).sum(1)) + peak[:, 0]
-        return n_features * log_bandwidth - log_density.mean()
+    def left_out_likelihood(bandwidth: float) -> float:
+        return (logsumexp(-squared / (2 * bandwidth**2), axis=1) - n_features * np.log(bandwidth)).mean()
 
-    nearest = np.sqrt(squared.min(1))
-    typical = np.log(max(np.median(nearest), 1e-3))
-    bandwidth = np.exp(
-        minimize_scalar(negative_likelihood, bounds=(typical - 4, typical + 2), method="bounded").x
-    )
-    return KernelDensity(bandwidth=bandwidth).fit(train).score_samples(test)
+    # From far below the distance of neighbours, per coordinate, to far above it.
+    nearest = np.sqrt(np.median(squared.min(1)) / n_features) or 1.0
+    bandwidth = max(nearest * np.geomspace(0.1, 10, 41), key=left_out_likelihood)
+    # One leaf for all rows: over several, scikit-learn 1.9's sum loses its digits where densities are as low
+    # as 64 dimensions make them (AUROC 0.81 in place of 0.98 on these digits).
+    exact = KernelDensity(bandwidth=bandwidth, leaf_size=len(train))
+    return exact.fit(train).score_samples(test)
 
 
 def isolation_forest(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
@@ -98,7 +97,7 @@ def run(
         Each splits, initialises and trains anew.
     """
     seeds = seeds[:1] if quick else seeds
-    runs = []
+    runs: list[dict[str, Any]] = []
     for seed in seeds:
         for abnormal in range(10):
             task = digits_task(abnormal, seed=seed)

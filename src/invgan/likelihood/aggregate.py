@@ -35,9 +35,9 @@ class TangentMixture(nn.Module):
     :math:`J_i \Sigma_i J_i^\top = U S^2 U^\top` each component has the closed form
 
     .. math::
-        -2 \log N = \frac{\|r\|^2}{\tau^2} - \sum_k (u_k \cdot r)^2
-        \frac{s^2 S_k^2}{\tau^2 (\tau^2 + s^2 S_k^2)} + \sum_k \log(\tau^2 + s^2 S_k^2)
-        + (D - r) \log \tau^2 + D \log 2\pi, \qquad r = x - c_i.
+        -2 \log N = \frac{\|r\|^2 - \sum_k (u_k \cdot r)^2}{\tau^2}
+        + \sum_k \Bigl[\frac{(u_k \cdot r)^2}{\tau^2 + s^2 S_k^2} + \log(\tau^2 + s^2 S_k^2)\Bigr]
+        + (D - K) \log \tau^2 + D \log 2\pi, \qquad r = x - c_i, \quad k = 1, \dots, K.
 
     Parameters
     ----------
@@ -97,8 +97,8 @@ class TangentMixture(nn.Module):
             The likelihood reached: nats per row of the scaled data.
         """
         n = len(self.centers)
-        if n < 2 * N_FOLDS:
-            raise ValueError(f"bandwidths need at least {2 * N_FOLDS} rows, got {n}.")
+        if n < N_FOLDS:
+            raise ValueError(f"bandwidths need at least {N_FOLDS} rows, got {n}.")
         order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
         pairs = []
         for fold in range(N_FOLDS):
@@ -115,10 +115,13 @@ class TangentMixture(nn.Module):
         spread = max(self.centers.var(0, correction=0).mean().item(), 1e-12)
         bounds = np.log([(1e-3, 10.0), (1e-3 * spread, 10 * spread)])
         grid = itertools.product(*(np.linspace(low, high, 6) for low, high in bounds))
-        start = min(grid, key=lambda point: loss(np.array(point)))
-        found = minimize(
-            loss, start, method="Nelder-Mead", bounds=bounds, options={"xatol": 0.05, "fatol": 1e-2}
-        )
+        start = np.array(min(grid, key=lambda point: loss(np.array(point))))
+        # Half a step of the grid, away from the nearer bound: SciPy's own first steps are a share of each
+        # coordinate, which for a logarithm depends on the data's unit and may be next to nothing.
+        towards_middle = np.where(start > bounds.mean(1), -0.1, 0.1) * (bounds[:, 1] - bounds[:, 0])
+        simplex = np.stack([start, start + towards_middle * [1, 0], start + towards_middle * [0, 1]])
+        options = {"initial_simplex": simplex, "xatol": 0.05, "fatol": 1e-2}
+        found = minimize(loss, start, method="Nelder-Mead", bounds=bounds, options=options)
         tangent, noise = np.exp(found.x)
         self.set_bandwidths(tangent_variance=tangent, noise_variance=noise)
         return -float(found.fun)
@@ -136,14 +139,15 @@ class TangentMixture(nn.Module):
 class _Tangents(NamedTuple):
     """Principal axes of J Σ Jᵀ at every centre."""
 
-    directions: Tensor  # n×D×r, orthonormal over D, or zero where an axis has no length
-    lengths: Tensor  # n×r
+    basis: Tensor  # D×n·r: each centre's axes u, orthonormal, or zero where an axis has no length
+    at_center: Tensor  # u·c, n×r
+    lengths: Tensor  # S, n×r
 
 
 class _Pairs(NamedTuple):
     """What the density of m rows under n components needs, whatever the bandwidths."""
 
-    squared: Tensor  # ‖r‖², m×n
+    across: Tensor  # ‖r‖² − Σ (u·r)², m×n
     along: Tensor  # (u·r)², m×n×r
     lengths: Tensor  # S, n×r
     n_features: int
@@ -153,7 +157,7 @@ class _Pairs(NamedTuple):
 def _tangents(generator: LatentMap, centers: Tensor, codes: Tensor) -> _Tangents:
     n = len(centers)
     n_neighbours = min(N_NEIGHBOURS, n - 1)
-    directions, lengths = [], []
+    basis, at_center, lengths = [], [], []
     for start in range(0, n, JACOBIAN_BLOCK):
         block = slice(start, start + JACOBIAN_BLOCK)
         squared = _squared_distances(centers[block], centers)
@@ -165,29 +169,26 @@ def _tangents(generator: LatentMap, centers: Tensor, codes: Tensor) -> _Tangents
         squared_lengths, axes = torch.linalg.eigh(tangents.mT @ tangents)
         length = squared_lengths.clamp_min(0).sqrt()
         present = length > 1e-6 * length[:, -1:]
-        direction = tangents @ axes / torch.where(present, length, 1)[:, None]
-        directions.append((direction * present[:, None]).to(centers.dtype))
+        direction = tangents @ axes / torch.where(present, length, 1)[:, None] * present[:, None]  # b×D×k
+        basis.append(direction.to(centers.dtype).transpose(0, 1).flatten(1))
+        at_center.append(torch.einsum("bd,bdk->bk", centers[block].double(), direction).to(centers.dtype))
         lengths.append((length * present).to(centers.dtype))
-    return _Tangents(torch.cat(directions), torch.cat(lengths))
+    return _Tangents(torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths))
 
 
 def _pairs(rows: Tensor, centers: Tensor, tangents: _Tangents) -> _Pairs:
-    n, n_features, rank = tangents.directions.shape
-    basis = tangents.directions.permute(1, 0, 2).reshape(n_features, n * rank)
-    at_center = torch.einsum("nd,ndr->nr", centers, tangents.directions)
-    along = ((rows @ basis).view(len(rows), n, rank) - at_center).square()
-    return _Pairs(_squared_distances(rows, centers), along, tangents.lengths, n_features)
+    projected = (rows @ tangents.basis).view(len(rows), *tangents.at_center.shape)
+    along = (projected - tangents.at_center).square()
+    across = (_squared_distances(rows, centers) - along.sum(-1)).clamp_min(0)
+    return _Pairs(across, along, tangents.lengths, centers.shape[1])
 
 
 def _log_mixture(pairs: _Pairs, tangent_variance: float, noise_variance: float) -> Tensor:
     """Log of the equally weighted mixture, shape (m,)."""
-    stretched = tangent_variance * pairs.lengths.square()  # n×r
-    n_components, rank = stretched.shape
-    shrinkage = stretched / (noise_variance * (noise_variance + stretched))
-    quadratic = pairs.squared / noise_variance - (pairs.along * shrinkage).sum(-1)
-    log_det = torch.log(noise_variance + stretched).sum(-1) + (pairs.n_features - rank) * math.log(
-        noise_variance
-    )
+    along_variance = noise_variance + tangent_variance * pairs.lengths.square()  # n×r
+    n_components, rank = along_variance.shape
+    quadratic = pairs.across / noise_variance + (pairs.along / along_variance).sum(-1)
+    log_det = along_variance.log().sum(-1) + (pairs.n_features - rank) * math.log(noise_variance)
     log_density = -0.5 * (quadratic + log_det + pairs.n_features * math.log(2 * math.pi))  # m×n
     return torch.logsumexp(log_density, 1) - math.log(n_components)
 

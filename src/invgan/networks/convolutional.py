@@ -5,11 +5,12 @@ pixels: three stages between 4x4 and 32x32.
 """
 
 import math
+from itertools import pairwise
 
 from torch import Tensor, nn
 
 SMALLEST_SIDE = 8
-"""Images with a side below this many pixels leave nothing to convolve; they go through the MLPs, flattened."""
+"""Images with a shorter side than this leave nothing to convolve: they go through the MLPs, flattened."""
 
 
 def n_stages(height: int, width: int) -> int:
@@ -61,7 +62,7 @@ def conv_generator(latent_dim: int, image_shape: tuple[int, int, int]) -> nn.Seq
         nn.Unflatten(1, (128, *start)),
         nn.ReLU(),
     ]
-    for width_in, width_out in zip(widths[:-1], widths[1:], strict=True):
+    for width_in, width_out in pairwise(widths):
         layers += [nn.ConvTranspose2d(width_in, width_out, 4, stride=2, padding=1), nn.ReLU()]
     layers += [nn.ConvTranspose2d(widths[-1], channels, 4, stride=2, padding=1), nn.Tanh()]
     if (start[0] * 2**stages, start[1] * 2**stages) != (height, width):

@@ -1,6 +1,7 @@
 """Fully connected networks, for tables."""
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 from torch import nn
 
@@ -28,7 +29,7 @@ def mlp(sizes: Sequence[int], *, batch_norm: bool = False, activation: str = "re
     ['Linear', 'ReLU', 'Linear']
     """
     layers: list[nn.Module] = []
-    for width_in, width_out in zip(sizes[:-2], sizes[1:-1], strict=True):
+    for width_in, width_out in pairwise(sizes[:-1]):
         layers.append(nn.Linear(width_in, width_out))
         if batch_norm:
             layers.append(nn.BatchNorm1d(width_out))

@@ -51,8 +51,9 @@ def build(data_shape: tuple[int, ...], latent_dim: int, preset: str | None = Non
         Dimension d of the latent space.
     preset : None or "paper"
         None: two hidden layers of 128 for tables and small images, convolutions for larger ones. "paper":
-        Tables 5-7 for images, which must have 32x32 pixels; Tables 8-10 for tables; section 4.1's for tables
-        of fewer than 50 columns, which leave no room for Table 8's 50 latent dimensions.
+        Tables 5-7 for images (exactly at 32x32 pixels, by the same rule elsewhere); Tables 8-10 for tables;
+        section 4.1's for tables of fewer than 50 columns, which leave no room for Table 8's 50 latent
+        dimensions.
 
     Source
     ------
@@ -69,19 +70,17 @@ def build(data_shape: tuple[int, ...], latent_dim: int, preset: str | None = Non
             conv_encoder(image_shape, latent_dim),
         )
     if preset == "paper" and _is_narrow(data_shape):
-        return Networks(
-            mlp([latent_dim, 30, 30, size]), mlp([size, 30, 30, 30, 1]), mlp([size, 30, 30, 30, latent_dim])
-        )
-    if preset == "paper":
-        return Networks(
-            mlp([latent_dim, 128, 256, size], batch_norm=True),
-            mlp([size, 256, 128, 1], batch_norm=True),
-            mlp([size, 256, 128, latent_dim], batch_norm=True),
-        )
-    # Smooth activations: log det JᵀJ of a piecewise-linear generator jumps from piece to piece.
-    generator = mlp([latent_dim, 128, 128, size], activation="silu")
-    inference = mlp([size, 128, 128, latent_dim], activation="silu")
-    discriminator = mlp([size, 128, 128, 1])
+        generator = mlp([latent_dim, 30, 30, size])
+        discriminator = mlp([size, 30, 30, 30, 1])
+        inference = mlp([size, 30, 30, 30, latent_dim])
+    elif preset == "paper":
+        generator = mlp([latent_dim, 128, 256, size], batch_norm=True)
+        discriminator = mlp([size, 256, 128, 1], batch_norm=True)
+        inference = mlp([size, 256, 128, latent_dim], batch_norm=True)
+    else:  # smooth activations: log det JᵀJ of a piecewise-linear generator jumps from piece to piece
+        generator = mlp([latent_dim, 128, 128, size], activation="silu")
+        discriminator = mlp([size, 128, 128, 1])
+        inference = mlp([size, 128, 128, latent_dim], activation="silu")
     if is_image:
         generator = nn.Sequential(*generator, nn.Unflatten(1, data_shape))
         discriminator = nn.Sequential(nn.Flatten(), *discriminator)

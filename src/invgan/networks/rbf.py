@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
 
@@ -93,8 +94,9 @@ class RBFVariance(nn.Module):
         """
         points = latents.detach().cpu().double().numpy()
         n_centers = self.centers.shape[0]
-        with warnings.catch_warnings():
-            # Encoded rows may coincide (duplicates in the table): fewer distinct clusters are dealt with below.
+        # Several threads add up a cluster's members in an order that changes from run to run.
+        with warnings.catch_warnings(), threadpool_limits(1, user_api="openmp"):
+            # Encoded rows may coincide (duplicates in the table); empty clusters are dealt with below.
             warnings.simplefilter("ignore", ConvergenceWarning)
             clusters = KMeans(n_centers, n_init=1, random_state=seed).fit(points)
         distance = np.linalg.norm(points - clusters.cluster_centers_[clusters.labels_], axis=1)

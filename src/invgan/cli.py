@@ -1,0 +1,595 @@
+"""The command line: ``invgan`` and its commands.
+
+Nothing heavy is imported before a command needs it, so that ``invgan --help`` answers at once.
+"""
+
+import importlib
+import os
+import shutil
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, cast
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+
+from invgan.errors import InputError, TrainingDivergedError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from invgan.data import Images, Table
+    from invgan.data.scores import Scores
+    from invgan.detectors import InvGAN
+
+EXPERIMENTS = {
+    "digits": "ten runs on scikit-learn's digits, each digit abnormal in turn",
+    "figure2": "estimated against true log-likelihood on synthetic data (section 4.1)",
+    "figure5": "the losses over a training (section 4.2)",
+    "table4": "detection on Arrhythmia (section 4.3)",
+}
+"""Modules of ``invgan.experiments``, each with a ``run(quick=..., out=...)``."""
+
+# Usage errors have a class of their own that typer does not name; it is the base of one that it does.
+_UsageError: Any = typer.BadParameter.__base__
+
+app = typer.Typer(
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+class Preset(StrEnum):
+    """Named settings of InvGAN."""
+
+    paper = "paper"
+
+
+class Likelihood(StrEnum):
+    """The log-likelihoods that can be scored by."""
+
+    aggregate = "aggregate"
+    joint = "joint"
+    riemannian = "riemannian"
+
+
+class Device(StrEnum):
+    """Where to train."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that 'invgan fit' wrote.")]
+DataArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="Table (.csv, .parquet, .npz, .npy), or images: a folder, or an array."
+    ),
+]
+LabelOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="COLUMN", help="Column that marks anomalies: 0 or false = normal, 1 or true = anomaly."
+    ),
+]
+SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same result.")]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        What follows ``invgan`` on the command line; by default this process's.
+
+    Returns
+    -------
+    int
+        The exit code: 0, 2 after a mistake of the user's, 130 after Ctrl-C. Both of these come with one line
+        on standard error.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        # By hand, because typer's own main answers Ctrl-C and mistakes in other words and codes.
+        command = typer.main.get_command(app)
+        with (
+            warnings.catch_warnings(action="default" if debug else "ignore"),
+            command.make_context("invgan", given or ["--help"]) as context,
+        ):
+            command.invoke(context)
+    except typer.Exit as end:
+        return end.exit_code
+    except _UsageError as error:
+        path = error.ctx.command_path if error.ctx is not None else "invgan"
+        return _fail(f"{error.format_message().rstrip('.')}; try '{path} --help'.", code=2)
+    except KeyboardInterrupt as error:
+        return _fail(f"interrupted; {str(error) or 'nothing was written'}.", code=130)
+    except (TrainingDivergedError, ValueError, TypeError, OSError) as error:
+        if debug:
+            raise
+        return _fail(str(error), code=2)
+    return 0
+
+
+def _fail(message: str, *, code: int) -> int:
+    """Say on one line what went wrong."""
+    print(f"invgan: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from invgan import __version__
+
+        print(f"invgan {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def invgan(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show warnings, and where in the code a mistake was found.")
+    ] = False,
+) -> None:
+    """Find anomalies with the log-likelihoods of a generative adversarial network.
+
+    Start with 'invgan demo', or with data of your own: fit, then score, evaluate and report.
+    """
+
+
+@app.command()
+def demo(
+    abnormal: Annotated[
+        int, typer.Option(min=0, max=9, metavar="DIGIT", help="The digit that the training never sees.")
+    ] = 0,
+    out: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Folder for the model, the scores and the report.")
+    ] = Path("demo"),
+    seed: SeedOption = 0,
+) -> None:
+    """Learn nine handwritten digits and find the tenth, in a minute.
+
+    The 8×8 images come with scikit-learn. Half of those of the nine normal digits train; the rest, and all
+    images of the abnormal digit, are scored. What an earlier demo left in the folder is replaced.
+    """
+    _require_writable(_nearest_folder(out), out)
+    _require_replaceable(out / "model")
+    from invgan.experiments import demo as demonstration
+
+    result = demonstration.run(abnormal=abnormal, seed=seed, out=out, verbose=sys.stderr.isatty())
+    counts, expected = result["counts"], result["expected_false_positive_rate"]
+    _print_results(result)
+    print(
+        f"Flagged: {counts['abnormal flagged']} of the {counts['abnormal']} images of a {abnormal}, and "
+        f"{counts['normal flagged']} of the {counts['normal']} others:\n"
+        f"{counts['normal flagged'] / counts['normal']:.1%}, where {expected['mean']:.0%} ± "
+        f"{expected['standard deviation']:.0%} was to be expected.\n"
+    )
+    notes = {
+        "report.html": "for a browser: the most anomalous images, the ROC curve",
+        "scores.csv": "one line per test image",
+        "model": "try 'invgan info', or 'invgan score' on images of your own",
+    }
+    print("Look next at")
+    width = max(map(len, result["files"].values()))
+    for name, path in result["files"].items():
+        print(f"  {path:{width}}  {notes[name]}")
+
+
+@app.command()
+def fit(
+    data: DataArgument,
+    out: Annotated[
+        Path,
+        typer.Option(
+            metavar="MODEL",
+            help="Folder for the model; one that is there already is replaced, at the end and in one step.",
+        ),
+    ],
+    label: LabelOption = None,
+    preset: Annotated[
+        Preset | None, typer.Option(help="The paper's networks, loss and log-likelihood.")
+    ] = None,
+    score: Annotated[
+        Likelihood | None,
+        typer.Option(help="Log-likelihood to score by; by default aggregate, or the preset's."),
+    ] = None,
+    latent_dim: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Latent dimension; by default from the data.")
+    ] = None,
+    max_steps: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Training steps; by default 1,500, or 4,000 for larger images."
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float, typer.Option(metavar="RATE", help="Lower it if the training diverges.")
+    ] = 1e-3,
+    seed: SeedOption = 0,
+    checkpoint_every: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Steps between two checkpoints.")
+    ] = 500,
+    device: Annotated[Device, typer.Option(help="Where to train; auto takes a GPU if there is one.")] = (
+        Device.auto
+    ),
+) -> None:
+    """Learn from DATA what normal rows look like.
+
+    With --label, rows marked as anomalies are kept out. Training is saved to MODEL.checkpoint at intervals
+    and on Ctrl-C: after an interruption, run the same command again and it continues from there.
+    """
+    _require_writable(out.parent, out)
+    _require_replaceable(out)
+    from invgan.detectors import InvGAN
+    from invgan.detectors.base import MIN_ROWS
+
+    rows, is_anomaly = _read(data, label=label, min_rows=MIN_ROWS)
+    normal = rows.X if is_anomaly is None else rows.X[~is_anomaly]
+    if len(normal) < MIN_ROWS:
+        raise InputError(f"{data}: has {_count(len(normal), 'normal row')}, expected at least {MIN_ROWS}.")
+
+    checkpoint = Path(f"{out}.checkpoint")
+    detector = InvGAN(
+        latent_dim,
+        preset=preset and preset.value,
+        score=score and score.value,
+        max_steps=max_steps,
+        learning_rate=learning_rate,
+        random_state=seed,
+        device=device.value,
+        checkpoint=checkpoint,
+        checkpoint_every=checkpoint_every,
+        verbose=sys.stderr.isatty(),
+    )
+    try:
+        detector.fit(_named(normal, rows))
+    except TrainingDivergedError:
+        shutil.rmtree(checkpoint, ignore_errors=True)  # continuing from it would only diverge again
+        raise
+    except KeyboardInterrupt:
+        saved = f"run the same command again to continue from {checkpoint}" if checkpoint.exists() else ""
+        raise KeyboardInterrupt(saved) from None
+    detector.save(out)
+    shutil.rmtree(checkpoint, ignore_errors=True)
+
+    left_out = "" if is_anomaly is None else f", without the {_count(is_anomaly.sum(), 'anomaly')} among them"
+    print(f"Fitted on {_count(len(normal), 'row')} of {data}{left_out}, and saved to {out}.")
+    if label is None and rows.y is not None and set(rows.y.tolist()) <= {0, 1}:
+        print("The file also holds labels y; --label y would keep the rows marked 1 out of training.")
+    _warn_without_threshold(detector)
+    print(f"Next: invgan score {out} DATA --out scores.csv")
+
+
+@app.command()
+def score(
+    model: ModelArgument,
+    data: DataArgument,
+    out: Annotated[
+        Path,
+        typer.Option(metavar="SCORES", help="File for the scores, .csv or .parquet; replaced if it exists."),
+    ],
+    label: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="Column to leave out, as it is not a feature.")
+    ] = None,
+) -> None:
+    """Score the rows of DATA with MODEL.
+
+    \b
+    The columns of the result:
+      row            number of the row in DATA, from 1
+      log_prob       log p(x) in nats; higher = more normal
+      anomaly_score  -log_prob; higher = more anomalous
+      p_value        share of normal rows that look at least as unusual
+      is_anomaly     whether the row is flagged at the model's threshold
+    """
+    from invgan.data.scores import require_scores_type, write_scores
+
+    require_scores_type(out)
+    _require_file_target(out, data)
+    detector = _load(model)
+    rows, _ = _read(data, label=label, binary=False)
+    judged = _judge(detector, rows, data)
+    write_scores(out, judged)
+    print(
+        f"Flagged {judged.is_anomaly.sum():,} of {_count(len(judged.log_prob), 'row')} "
+        f"({judged.is_anomaly.mean():.1%}) as anomalous; the scores are in {out}."
+    )
+    _warn_without_threshold(detector)
+
+
+@app.command()
+def evaluate(
+    model: ModelArgument,
+    data: DataArgument,
+    label: Annotated[
+        str,
+        typer.Option(
+            metavar="COLUMN", help="Column that marks anomalies: 0 or false = normal, 1 or true = anomaly."
+        ),
+    ],
+) -> None:
+    """Measure how well MODEL finds the known anomalies in DATA.
+
+    AUROC and AP judge the ranking; precision, recall and F1 the decisions at the model's threshold.
+    """
+    from invgan.metrics import detection_metrics
+
+    detector = _load(model)
+    rows, is_anomaly = _read(data, label=label)
+    assert is_anomaly is not None
+    if is_anomaly.all() or not is_anomaly.any():
+        kind = "anomalies" if is_anomaly.all() else "normal rows"
+        raise InputError(f"{data}, label {label!r}: has {kind} only; to evaluate takes both kinds.")
+    judged = _judge(detector, rows, data)
+    found = detection_metrics(is_anomaly, judged.log_prob, flagged=judged.is_anomaly)
+    _print_table(["AUROC", "AP", "precision", "recall", "F1"], [list(found.values())])
+    print(
+        f"{_count(len(is_anomaly), 'row')}, {is_anomaly.sum():,} of them anomalous; "
+        f"{judged.is_anomaly.sum():,} flagged."
+    )
+    _warn_without_threshold(detector)
+
+
+@app.command()
+def report(
+    model: ModelArgument,
+    data: DataArgument,
+    out: Annotated[
+        Path, typer.Option(metavar="REPORT", help="File for the report, .html; replaced if it exists.")
+    ],
+    label: LabelOption = None,
+) -> None:
+    """Write an HTML report on DATA as MODEL sees it.
+
+    It shows the most anomalous rows, the scores, the training and, with --label, how well it finds anomalies.
+    """
+    _require_file_target(out, data)
+    from invgan.experiments.demo import report_content
+    from invgan.report import write_report
+
+    detector = _load(model)
+    rows, is_anomaly = _read(data, label=label)
+    content = report_content(
+        detector,
+        _judge(detector, rows, data),
+        rows.X,
+        title=f"Anomalies in {data.name or data.resolve().name}",
+        source=str(data),
+        labels=None if is_anomaly is None else is_anomaly.astype(int),
+        row_names=_row_names(rows, data),
+    )
+    write_report(out, content)
+    print(f"The report is in {out}; open it in a browser.")
+
+
+@app.command()
+def info(model: ModelArgument) -> None:
+    """Describe MODEL: its data, size, threshold and training."""
+    from invgan.experiments.demo import model_card
+
+    groups = model_card(_load(model))
+    size = sum(file.stat().st_size for file in model.iterdir() if file.is_file())
+    groups["Model"]["size on disk"] = f"{size / 1e6:.1f} MB"
+    table = RichTable(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for heading, values in groups.items():
+        table.add_row(heading, style="bold")
+        for name, value in values.items():
+            table.add_row(f"  {name}", f"{value:,}" if isinstance(value, int) else str(value))
+    _console().print(table)
+
+
+@app.command(
+    epilog="\b\n" + "Experiments:\n" + "\n".join(f"  {name:9}{text}" for name, text in EXPERIMENTS.items())
+)
+def reproduce(
+    experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help=f"{', '.join(EXPERIMENTS)}.")],
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A smoke run of a few steps; its figures mean nothing.")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the results.")] = Path("results"),
+) -> None:
+    """Run an experiment and show its results.
+
+    They are also written to a folder, with everything needed to repeat them.
+    """
+    if experiment not in EXPERIMENTS:
+        raise typer.BadParameter(f"{experiment!r} is none of {', '.join(EXPERIMENTS)}.")
+    _require_writable(_nearest_folder(out), out)
+    result = importlib.import_module(f"invgan.experiments.{experiment}").run(quick=quick, out=out)
+    _print_results(result)
+    print(f"The results are in {out}{os.sep}.")
+
+
+# What goes in
+
+
+def _load(model: Path) -> "InvGAN":
+    from invgan.detectors import load
+
+    return cast("InvGAN", load(model))  # the only detector so far
+
+
+def _read(
+    data: Path, *, label: str | None, min_rows: int = 1, binary: bool = True
+) -> "tuple[Table | Images, np.ndarray | None]":
+    """Read the data and, unless the label is anything but binary, which rows are anomalies."""
+    from invgan.data import read_data
+
+    rows = read_data(data, label=label, min_rows=min_rows)
+    if label is None or not binary:
+        return rows, None
+    assert rows.y is not None
+    return rows, _anomalies(rows.y, f"{data}, label {label!r}")
+
+
+def _anomalies(y: "np.ndarray", place: str) -> "np.ndarray":
+    """Understand labels: 1 and true are anomalies, 0 and false are normal, anything else is a mistake."""
+    import numpy as np
+
+    known = {"0": False, "false": False, "1": True, "true": True}
+    values, positions = np.unique(y, return_inverse=True)
+    meanings = [known.get(str(value).lower()) for value in values]
+    if None in meanings:
+        found = ", ".join(str(value)[:20] for value in values[:5]) + (", …" if len(values) > 5 else "")
+        raise InputError(f"{place}: found {found}; expected 0 (normal) and 1 (anomaly), or false and true.")
+    return np.array(meanings, dtype=bool)[positions]
+
+
+def _named(X: "np.ndarray", rows: "Table | Images") -> Any:
+    """Give the rows their column names, if the data has names of its own."""
+    import polars as pl
+
+    names = _own_names(rows)
+    return X if names is None else pl.DataFrame(X, schema=names)
+
+
+def _own_names(rows: "Table | Images") -> list[str] | None:
+    """The columns' names, unless a reader made them up."""
+    names: list[str] | None = getattr(rows, "feature_names", None)
+    return None if names is None or names == [f"x{i}" for i in range(len(names))] else names
+
+
+def _judge(detector: "InvGAN", rows: "Table | Images", data: Path) -> "Scores":
+    from invgan.experiments.demo import judge
+
+    return judge(detector, detector.score_samples(_matched(detector, rows, data)))
+
+
+def _matched(detector: "InvGAN", rows: "Table | Images", data: Path) -> Any:
+    """Bring the rows to what the model was fitted on, columns by name where both have names."""
+    import polars as pl
+
+    found, expected = rows.X.shape[1:], detector.data_shape_
+    known = getattr(detector, "feature_names_in_", None)
+    names = _own_names(rows)
+    if known is not None and names is not None:
+        for name in known:
+            if name not in names:
+                raise InputError(f"{data}: has no column {name!r}, which the model was fitted on; add it.")
+        for name in names:
+            if name not in known:
+                raise InputError(
+                    f"{data}: has the column {name!r}, which the model was not fitted on; drop it, or "
+                    f"leave it out with --label {name}."
+                )
+        return pl.DataFrame(rows.X, schema=names).select(list(known))
+    if found != expected:
+        raise InputError(
+            f"{data}: has {_described(found)}, but the model was fitted on {_described(expected)}; "
+            "give data of the same form."
+        )
+    return rows.X if known is None else pl.DataFrame(rows.X, schema=list(known))
+
+
+def _described(shape: tuple[int, ...]) -> str:
+    """What one row looks like."""
+    return f"{'×'.join(map(str, shape))} images" if len(shape) == 3 else _count(shape[0], "column")
+
+
+def _row_names(rows: "Table | Images", data: Path) -> list[str]:
+    """File names for a folder of images, otherwise the numbers that the scores table has."""
+    if data.is_dir():
+        return list(rows.names)  # type: ignore[union-attr]
+    return [f"row {number}" for number in range(1, len(rows.X) + 1)]
+
+
+# Where it goes
+
+
+def _nearest_folder(path: Path) -> Path:
+    """The path itself if it exists, otherwise the folder that it would be made in."""
+    path = path.absolute()
+    return next(folder for folder in (path, *path.parents) if folder.exists())
+
+
+def _require_writable(folder: Path, out: Path) -> None:
+    """Find out before hours of work whether a file can be made there."""
+    if not folder.is_dir():
+        raise InputError(f"{out}: there is no folder {folder}; make it, or choose another --out.")
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{out}: nothing can be written to the folder {folder} ({error.strerror}); choose another --out."
+        ) from error
+
+
+def _require_replaceable(out: Path) -> None:
+    """Refuse to train for a path that holds something other than a model."""
+    from invgan import artifact
+
+    if not os.path.lexists(out) or (out.is_dir() and not any(out.iterdir())):
+        return
+    try:
+        artifact.read(out, kind="model")
+    except InputError as error:
+        raise InputError(
+            f"{out}: is there already and is not an intact model, so it is left alone; choose another --out."
+        ) from error
+
+
+def _require_file_target(out: Path, data: Path) -> None:
+    """Check a file to be written, which must not be the data."""
+    _require_writable(out.parent, out)
+    if out.is_dir():
+        raise InputError(f"{out}: is a folder; give --out the name of a file.")
+    if out.exists() and data.exists() and out.samefile(data):
+        raise InputError(f"{out}: is the data itself; choose another --out.")
+
+
+# What is shown
+
+
+def _console() -> Console:
+    return Console(markup=False, highlight=False)
+
+
+def _print_results(result: dict[str, Any]) -> None:
+    """Show an experiment's table."""
+    table = result["table"]
+    _print_table(table["columns"], table["rows"], title=result["title"])
+
+
+def _print_table(columns: list[str], rows: list[list[Any]], *, title: str | None = None) -> None:
+    table = RichTable(
+        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
+    for index, column in enumerate(columns):
+        is_text = all(isinstance(row[index], str) for row in rows) and index == 0
+        table.add_column(column, justify="left" if is_text else "right")
+    for row in rows:
+        table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
+    _console().print(table)
+
+
+def _warn_without_threshold(detector: "InvGAN") -> None:
+    """Say so if too few rows were held out to flag anything."""
+    n_calibration, rate = len(detector.calibration_scores_), detector.false_positive_rate_
+    if detector.offset_ == -float("inf"):
+        print(
+            f"Nothing is flagged: {_count(n_calibration, 'calibration row')} cannot vouch for a "
+            f"false-positive rate of {rate:g}; fit on more rows."
+        )
+
+
+def _count(number: int, noun: str) -> str:
+    from invgan.report.text import counted
+
+    return counted(number, noun)

@@ -1,0 +1,591 @@
+import errno
+import importlib.util
+import os
+import re
+import signal
+import subprocess
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+from PIL import Image
+from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
+
+from invgan import InputError, InvGAN, artifact, cli, load
+from invgan.cli import main
+from invgan.detectors.invgan import METHODS
+
+QUICK = ("--max-steps", "20")
+NAMES = ["a", "b", "c"]
+
+
+def rows(n=100, n_anomalies=12, seed=0):
+    """Normal rows around 0, anomalies that overlap them, and labels."""
+    rng = np.random.default_rng(seed)
+    X = np.vstack([rng.normal(size=(n, 3)), 2.5 * rng.normal(size=(n_anomalies, 3))])
+    return X, np.repeat([0, 1], [n, n_anomalies])
+
+
+def write_csv(path, X, names=NAMES, **columns):
+    pl.DataFrame(X, schema=list(names)).with_columns(
+        **{k: pl.Series(v) for k, v in columns.items()}
+    ).write_csv(path)
+
+
+def write_images(folder, X):
+    folder.mkdir(exist_ok=True)
+    for number, image in enumerate(X):
+        Image.fromarray(image).save(folder / f"{number:02}.png")
+
+
+def images(n, size=(8, 8)):
+    return np.random.default_rng(0).integers(0, 255, (n, *size), dtype=np.uint8)
+
+
+def tree(folder):
+    return {path: path.is_file() and path.read_bytes() for path in Path(folder).rglob("*")}
+
+
+@pytest.fixture(scope="module")
+def fitted(tmp_path_factory):
+    """A folder with data and the model fitted on its normal rows."""
+    folder = tmp_path_factory.mktemp("fitted")
+    X, y = rows()
+    write_csv(folder / "data.csv", X, odd=y)
+    assert main(["fit", f"{folder}/data.csv", "--out", f"{folder}/model", "--label", "odd", *QUICK]) == 0
+    return folder
+
+
+@pytest.fixture
+def here(fitted, tmp_path, monkeypatch):
+    """An empty working folder, beside a model and its data."""
+    for name in ("model", "data.csv"):
+        (tmp_path / name).symlink_to(fitted / name)
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+@pytest.fixture
+def refused(capsys):
+    """Run a command that must exit with code 2 and one line, and leave every file as it was."""
+
+    def run(*arguments):
+        before = tree(".")
+        capsys.readouterr()
+        assert main([str(argument) for argument in arguments]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.startswith("invgan: ")
+        assert err.count("\n") == 1
+        assert tree(".") == before
+        return err.removeprefix("invgan: ").rstrip("\n")
+
+    return run
+
+
+# What goes right
+
+
+def test_fit_learns_from_the_normal_rows_alone(fitted):
+    X, y = rows()
+    expected = InvGAN(max_steps=20, random_state=0).fit(pl.DataFrame(X[y == 0], schema=NAMES))
+    model, X = load(fitted / "model"), pl.DataFrame(X, schema=NAMES)
+    np.testing.assert_array_equal(model.score_samples(X), expected.score_samples(X))
+    np.testing.assert_array_equal(model.calibration_scores_, expected.calibration_scores_)
+    assert list(model.feature_names_in_) == NAMES
+    assert sorted(os.listdir(fitted)) == ["data.csv", "model"]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_scores_are_the_estimators_to_the_last_digit(here, suffix, capsys):
+    out = f"scores{suffix}"
+    assert main(["score", "../model", "../data.csv", "--label", "odd", "--out", out]) == 0
+    table = (pl.read_csv if suffix == ".csv" else pl.read_parquet)(out)
+    model, (X, _) = load("../model"), rows()
+    assert table.columns == ["row", "log_prob", "anomaly_score", "p_value", "is_anomaly"]
+    assert table["row"].to_list() == list(range(1, 113))
+    X = pl.DataFrame(X, schema=NAMES)
+    np.testing.assert_array_equal(table["log_prob"], model.score_samples(X))
+    np.testing.assert_array_equal(table["anomaly_score"], -model.score_samples(X))
+    np.testing.assert_array_equal(table["p_value"], model.p_values(X))
+    np.testing.assert_array_equal(table["is_anomaly"], model.predict(X) == -1)
+    flagged = table["is_anomaly"].sum()
+    assert 0 < flagged < 112
+    assert capsys.readouterr().out == (
+        f"Flagged {flagged} of 112 rows ({flagged / 112:.1%}) as anomalous; the scores are in {out}.\n"
+    )
+
+
+def test_evaluate_prints_scikit_learns_figures_of_the_scores_file(here, capsys):
+    main(["score", "../model", "../data.csv", "--label", "odd", "--out", "scores.csv"])
+    table, (_, y) = pl.read_csv("scores.csv"), rows()
+    capsys.readouterr()
+    assert main(["evaluate", "../model", "../data.csv", "--label", "odd"]) == 0
+    out = capsys.readouterr().out
+    shown = dict(
+        zip(re.findall("AUROC|AP|precision|recall|F1", out), re.findall(r"\d\.\d{3}", out), strict=True)
+    )
+    precision, recall, f1, _ = precision_recall_fscore_support(y, table["is_anomaly"], average="binary")
+    expected = {
+        "AUROC": roc_auc_score(y, table["anomaly_score"]),
+        "AP": average_precision_score(y, table["anomaly_score"]),
+        "precision": precision,
+        "recall": recall,
+        "F1": f1,
+    }
+    assert shown == {name: f"{value:.3f}" for name, value in expected.items()}
+    assert out.endswith(f"112 rows, 12 of them anomalous; {table['is_anomaly'].sum()} flagged.\n")
+
+
+def test_every_file_type_gives_the_same_scores(here):
+    X, y = rows()
+    write_csv("b.csv", X)
+    pl.DataFrame(X, schema=NAMES).write_parquet("b.parquet")
+    np.savez("b.npz", X=X, y=y)
+    np.save("b.npy", X)
+    expected = load("../model").score_samples(pl.DataFrame(X, schema=NAMES))
+    for name in ("b.csv", "b.parquet", "b.npz", "b.npy"):
+        assert main(["score", "../model", name, "--out", "scores.parquet"]) == 0
+        np.testing.assert_array_equal(pl.read_parquet("scores.parquet")["log_prob"], expected)
+
+
+@pytest.mark.parametrize("label", [["false", "true"], [False, True], [0.0, 1.0]])
+def test_anomalies_are_marked_by_numbers_booleans_or_words(here, label):
+    X, y = rows()
+    labels = pl.Series([label[value] for value in y])
+    frame = pl.DataFrame(X, schema=NAMES).with_columns(odd=labels)
+    frame.write_parquet("b.parquet")
+    assert main(["fit", "b.parquet", "--out", "again", "--label", "odd", *QUICK]) == 0
+    assert tree("again").keys() == {Path("again", path.name) for path in Path("../model").iterdir()}
+
+
+def test_columns_are_matched_by_name_in_any_order(here):
+    X, _ = rows()
+    write_csv("b.csv", X[:, [2, 0, 1]], names=["c", "a", "b"])
+    assert main(["score", "../model", "b.csv", "--out", "scores.parquet"]) == 0
+    np.testing.assert_array_equal(
+        pl.read_parquet("scores.parquet")["log_prob"],
+        load("../model").score_samples(pl.DataFrame(X, schema=NAMES)),
+    )
+
+
+def test_a_table_without_names_is_fitted_and_scored_by_position(here, capsys):
+    X, y = rows()
+    np.savez("b.npz", X=X, y=y)
+    assert main(["fit", "b.npz", "--out", "model", "--score", "joint", "--latent-dim", "2", *QUICK]) == 0
+    assert (
+        "The file also holds labels y; --label y would keep the rows marked 1 out of training."
+        in capsys.readouterr().out.splitlines()
+    )
+    model = load("model")
+    assert (model.score, model.latent_dim_, hasattr(model, "feature_names_in_")) == ("joint", 2, False)
+    write_csv("b.csv", X)
+    assert main(["score", "model", "b.csv", "--out", "scores.parquet"]) == 0
+    np.testing.assert_array_equal(pl.read_parquet("scores.parquet")["log_prob"], model.score_samples(X))
+
+
+def test_a_folder_of_images_from_fit_to_report(here, capsys):
+    write_images(here / "pictures", images(30))
+    assert main(["fit", "pictures", "--out", "model", *QUICK]) == 0
+    # 30 rows leave 10 for calibration, and 1 / 11 is above 0.05.
+    nothing = "Nothing is flagged: 10 calibration rows cannot vouch for a false-positive rate of 0.05;"
+    assert nothing in capsys.readouterr().out
+    assert main(["score", "model", "pictures", "--out", "scores.parquet"]) == 0
+    assert nothing in capsys.readouterr().out
+    np.testing.assert_array_equal(
+        pl.read_parquet("scores.parquet")["log_prob"], load("model").score_samples(images(30)[:, None])
+    )
+    assert main(["report", "model", "pictures", "--out", "report.html"]) == 0
+    page = Path("report.html").read_text()
+    assert all(f"{number:02}.png" in page for number in range(30))
+
+
+def test_report_shows_names_labels_and_the_model(here, capsys):
+    assert main(["report", "../model", "../data.csv", "--label", "odd", "--out", "r.html"]) == 0
+    assert capsys.readouterr().out == "The report is in r.html; open it in a browser.\n"
+    page = Path("r.html").read_text()
+    model, (X, y) = load("../model"), rows()
+    scores = model.score_samples(pl.DataFrame(X, schema=NAMES))
+    assert "Anomalies in data.csv" in page
+    assert f">row {scores.argmin() + 1}<" in page
+    assert f">{roc_auc_score(y, -scores):.3f}<" in page
+    assert f"{model.offset_:.6g} nats" in page
+    assert main(["report", "../model", "../data.csv", "--label", "odd", "--out", "r.html"]) == 0
+    assert Path("r.html").read_text() == page
+
+
+def test_info_describes_the_model(here, capsys):
+    assert main(["info", "../model"]) == 0
+    card = dict(re.findall(r"^  (\S.*?)  +(\S.*?) *$", capsys.readouterr().out, re.MULTILINE))
+    model = load("../model")
+    assert card == {
+        "detector": "InvGAN",
+        "data": "table of 3 columns",
+        "columns": "a, b, c",
+        "preset": "default",
+        "log-likelihood": "aggregate",
+        "latent dimension": "1",
+        "network parameters": f"{sum(p.numel() for p in model.gan_.parameters()):,}",
+        "size on disk": f"{sum(p.stat().st_size for p in Path('../model').iterdir()) / 1e6:.1f} MB",
+        "threshold": f"{model.offset_:.6g} nats",
+        "false-positive rate": "0.05 at most, on average",
+        "calibration rows": "19",
+        "steps": "20",
+        "best step": "20",
+        "seed": "0",
+    }
+
+
+def test_a_constant_column_is_no_mistake(here):
+    X, _ = rows()
+    X[:, 1] = 7.0
+    write_csv("b.csv", X)
+    assert main(["fit", "b.csv", "--out", "model", *QUICK]) == 0
+    assert np.isfinite(load("model").score_samples(pl.DataFrame(X, schema=NAMES))).all()
+
+
+def test_an_existing_model_is_replaced(here):
+    X, _ = rows()
+    write_csv("b.csv", X)
+    for seed in ("1", "2"):
+        assert main(["fit", "b.csv", "--out", "model", "--seed", seed, *QUICK]) == 0
+        assert load("model").random_state == int(seed)
+    assert sorted(os.listdir()) == ["b.csv", "model"]
+
+
+def interrupt_at(step, monkeypatch):
+    """Press Ctrl-C when the checkpoint of this step has been written."""
+    write = artifact.write
+
+    def write_and_interrupt(path, *, metadata, **rest):
+        write(path, metadata=metadata, **rest)
+        if metadata["step"] == step:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(artifact, "write", write_and_interrupt)
+
+
+def test_an_interrupted_fit_continues_to_the_same_model(here, capsys, monkeypatch):
+    write_csv("b.csv", rows()[0])
+    command = ["fit", "b.csv", "--checkpoint-every", "20", "--max-steps", "60", "--out"]
+    assert main([*command, "straight"]) == 0
+    capsys.readouterr()
+    with monkeypatch.context() as patch:
+        interrupt_at(20, patch)
+        assert main([*command, "model"]) == 130
+    assert capsys.readouterr() == (
+        "",
+        "invgan: interrupted; run the same command again to continue from model.checkpoint.\n",
+    )
+    assert sorted(os.listdir()) == ["b.csv", "model.checkpoint", "straight"]
+    assert 20 <= artifact.read("model.checkpoint").metadata["step"] <= 21
+
+    assert main([*command, "model"]) == 0
+    assert sorted(os.listdir()) == ["b.csv", "model", "straight"]
+    # The weights file is named after its content.
+    assert sorted(os.listdir("model")) == sorted(os.listdir("straight"))
+
+
+def test_an_interruption_before_the_first_checkpoint_leaves_nothing(here, capsys, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(InvGAN, "fit", interrupted)
+    assert main(["fit", "../data.csv", "--out", "model"]) == 130
+    assert capsys.readouterr() == ("", "invgan: interrupted; nothing was written.\n")
+    assert os.listdir() == []
+
+
+def test_reproduce_shows_an_experiments_table(here, capsys, monkeypatch):
+    def run(*, quick, out):
+        assert (quick, out) == (True, Path("deep/results"))
+        return {
+            "title": "A title",
+            "table": {"columns": ["score", "F1"], "rows": [["ours", 0.51239], ["theirs", "0.5 ± 0.1"]]},
+        }
+
+    monkeypatch.setitem(sys.modules, "invgan.experiments.table4", types.SimpleNamespace(run=run))
+    assert main(["reproduce", "table4", "--quick", "--out", "deep/results"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["A", "title"] in lines
+    assert ["ours", "0.512"] in lines
+    assert ["theirs", "0.5", "±", "0.1"] in lines
+    assert lines[-1] == ["The", "results", "are", "in", "deep/results/."]
+
+
+@pytest.mark.parametrize("name", cli.EXPERIMENTS)
+def test_every_experiment_listed_is_there(name):
+    assert importlib.util.find_spec(f"invgan.experiments.{name}") is not None
+
+
+def test_the_likelihoods_offered_are_the_estimators():
+    assert {likelihood.value for likelihood in cli.Likelihood} == set(METHODS)
+
+
+def test_version_and_help(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == "invgan 0.1.0\n"
+    assert main([]) == 0
+    commands = capsys.readouterr().out
+    for name in ("demo", "fit", "score", "evaluate", "report", "info", "reproduce"):
+        assert f"  {name} " in commands
+        assert main([name, "--help"]) == 0
+        assert capsys.readouterr().out.startswith(f"Usage: invgan {name} [OPTIONS]")
+
+
+def test_help_does_not_wait_for_pytorch():
+    code = "import sys; from invgan.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_the_command_exits_with_its_code():
+    command = Path(sys.executable).with_name("invgan")
+    done = subprocess.run([command, "info", "nowhere"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (
+        2,
+        "",
+        "invgan: nowhere: no such folder; give the folder that a model was saved to.\n",
+    )
+
+
+# What the user got wrong: one line, exit code 2, nothing changed
+
+
+GOOD = "0.1,0.2,0.3\n" * 12
+MISTAKES = {
+    f"{GOOD}1,nan,2\n": "row 13 (line 14), column 'b': found 'nan', a missing value; fill it in or drop the row.",
+    f"1,,2\n{GOOD}": "row 1 (line 2), column 'b': found no value; fill it in or drop the row.",
+    f"1,2,-inf\n{GOOD}": "row 1 (line 2), column 'c': found -inf; replace it with a finite number.",
+    f"1e30,2,3\n{GOOD}": "row 1 (line 2), column 'a': found 1e+30, above 1e+18 in size; rescale the column.",
+    f"{GOOD}1,2,red\n": (
+        "row 13 (line 14), column 'c': found 'red', expected a number; encode the text, drop the column, or "
+        "name it as the label."
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"), MISTAKES.items(), ids=["missing", "empty", "infinite", "huge", "text"]
+)
+def test_bad_cells(here, refused, cells, message):
+    Path("t.csv").write_text(f"a,b,c\n{cells}")
+    assert refused("fit", "t.csv", "--out", "model") == f"t.csv, {message}"
+    assert refused("score", "../model", "t.csv", "--out", "s.csv") == f"t.csv, {message}"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("", "t.csv: is empty; write the data to it again."),
+        ("a,b,c\n", "t.csv: has 0 rows of data, expected at least 10; add rows."),
+        ("a,b,c\n1,2,3\n", "t.csv: has 1 row of data, expected at least 10; add rows."),
+        ("a,b,c\n" + "1,2,3\n" * 9, "t.csv: has 9 rows of data, expected at least 10; add rows."),
+    ],
+)
+def test_too_few_rows_to_fit(here, refused, content, message):
+    Path("t.csv").write_text(content)
+    assert refused("fit", "t.csv", "--out", "model") == message
+
+
+def test_labels_that_cannot_be_used(here, refused):
+    X, y = rows(n=12)
+    write_csv("t.csv", X, odd=y, kind=np.arange(24) % 3, normal=1 - 2 * y, all=np.ones(24, int))
+    fit = ("fit", "t.csv", "--out", "model", "--label")
+    assert refused(*fit, "other") == (
+        "t.csv: has no column 'other'; it has 'a', 'b', 'c', 'odd', 'kind', 'normal', 'all'."
+    )
+    expected = "expected 0 (normal) and 1 (anomaly), or false and true."
+    assert refused(*fit, "kind") == f"t.csv, label 'kind': found 0, 1, 2; {expected}"
+    assert refused(*fit, "normal") == f"t.csv, label 'normal': found -1, 1; {expected}"
+    assert refused(*fit, "all") == "t.csv: has 0 normal rows, expected at least 10."
+    write_csv("u.csv", X, all=np.ones(24, int), none=np.zeros(24, int))
+    evaluate = ("evaluate", "../model", "u.csv", "--label")
+    write_csv("u.csv", X, odd=np.ones(24, int))
+    assert (
+        refused(*evaluate, "odd") == "u.csv, label 'odd': has anomalies only; to evaluate takes both kinds."
+    )
+    write_csv("u.csv", X, odd=np.zeros(24, int))
+    assert (
+        refused(*evaluate, "odd") == "u.csv, label 'odd': has normal rows only; to evaluate takes both kinds."
+    )
+
+
+def test_data_of_another_form_than_the_models(here, refused):
+    score = ("score", "../model", "--out", "s.csv")
+    X, _ = rows(n=12)
+    write_csv("fewer.csv", X[:, :2], names=["a", "b"])
+    assert (
+        refused(*score, "fewer.csv") == "fewer.csv: has no column 'c', which the model was fitted on; add it."
+    )
+    assert refused(*score, "../data.csv") == (
+        "../data.csv: has the column 'odd', which the model was not fitted on; drop it, or leave it out with "
+        "--label odd."
+    )
+    np.save("two.npy", X[:, :2])
+    assert refused(*score, "two.npy") == (
+        "two.npy: has 2 columns, but the model was fitted on 3 columns; give data of the same form."
+    )
+    write_images(here / "pictures", images(2))
+    assert refused(*score, "pictures") == (
+        "pictures: has 1×8×8 images, but the model was fitted on 3 columns; give data of the same form."
+    )
+
+
+def test_damaged_and_mixed_images(here, refused):
+    write_images(here / "pictures", images(12))
+    fit = ("fit", "pictures", "--out", "model")
+    assert refused(*fit, "--label", "odd") == (
+        "pictures: these images have no labels, so no 'odd'; leave the label out."
+    )
+    Image.fromarray(images(1, (8, 9))[0]).save("pictures/wide.png")
+    assert refused(*fit) == (
+        "pictures/wide.png: is 9×8 pixels, but pictures/00.png is 8×8; make all images one size."
+    )
+    Path("pictures/wide.png").unlink()
+    whole = Path("pictures/03.png").read_bytes()
+    Path("pictures/03.png").write_bytes(whole[: len(whole) // 2])
+    message = refused(*fit)
+    assert re.fullmatch(
+        r"pictures/03\.png: cannot be read as an image \(.*\); it may be truncated or damaged, replace it\.",
+        message,
+    )
+
+
+def test_paths_that_cannot_be_read(here, refused):
+    assert refused("fit", "no.csv", "--out", "m") == "no.csv: no such file; check the path."
+    assert (
+        refused("score", "no", "../data.csv", "--out", "s.csv")
+        == "no: no such folder; give the folder that a model was saved to."
+    )
+    assert refused("info", "../data.csv") == (
+        "../data.csv: a file, not a folder; give the folder that a model was saved to."
+    )
+    Path("t.txt").write_text("x")
+    assert refused("fit", "t.txt", "--out", "m") == (
+        "t.txt: unknown file type '.txt'; expected .csv, .parquet, .npz or .npy."
+    )
+
+
+def test_paths_that_cannot_be_written_are_found_before_the_work(here, refused, monkeypatch):
+    def work(*_, **__):
+        raise AssertionError("worked for nothing")
+
+    monkeypatch.setattr(InvGAN, "fit", work)
+    monkeypatch.setattr(InvGAN, "score_samples", work)
+    write_csv("t.csv", rows()[0])
+    Path("folder").mkdir()
+    Path("folder/notes.txt").write_text("mine")
+
+    left = "is there already and is not an intact model, so it is left alone; choose another --out."
+    missing = "there is no folder no; make it, or choose another --out."
+    assert refused("fit", "t.csv", "--out", "no/model") == f"no/model: {missing}"
+    assert refused("fit", "t.csv", "--out", "folder") == f"folder: {left}"
+    assert refused("fit", "t.csv", "--out", "t.csv") == f"t.csv: {left}"
+    score, report = ("score", "../model", "t.csv", "--out"), ("report", "../model", "t.csv", "--out")
+    assert refused(*score, "no/s.csv") == f"no/s.csv: {missing}"
+    assert refused(*score, "s.xlsx") == (
+        "s.xlsx: unknown file type '.xlsx'; scores go to a .csv or .parquet file."
+    )
+    assert refused(*score, "t.csv") == "t.csv: is the data itself; choose another --out."
+    assert refused(*report, "t.csv") == "t.csv: is the data itself; choose another --out."
+    assert refused(*report, "folder") == "folder: is a folder; give --out the name of a file."
+    Path("demo").mkdir()
+    Path("demo/model").write_text("mine")
+    assert refused("demo") == f"demo/model: {left}"
+    assert refused("demo", "--out", "t.csv") == (
+        f"t.csv: there is no folder {here}/t.csv; make it, or choose another --out."
+    )
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+def test_a_folder_that_takes_no_files(here, refused):
+    assert refused("fit", "../data.csv", "--out", "/proc/model") == (
+        "/proc/model: nothing can be written to the folder /proc (No such file or directory); "
+        "choose another --out."
+    )
+
+
+def test_no_space_left(here, refused, monkeypatch):
+    write_csv("t.csv", rows()[0])
+    Path("s.csv").write_text("old")
+    Path("r.html").write_text("old")
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    assert refused("fit", "t.csv", "--out", "m", *QUICK) == (
+        "m.checkpoint: could not be written (No space left on device); free some space and save again."
+    )
+    where = "choose a file in an existing folder that you may write to, on a disk with space left."
+    assert refused("score", "../model", "t.csv", "--out", "s.csv") == (
+        f"s.csv: the scores could not be written (No space left on device); {where}"
+    )
+    assert refused("report", "../model", "t.csv", "--out", "r.html") == (
+        f"r.html: the report could not be written (No space left on device); {where}"
+    )
+
+
+def test_no_space_left_for_the_model_keeps_the_training(here, capsys, monkeypatch):
+    write_csv("t.csv", rows()[0])
+    write = artifact.write
+
+    def full(path, *, kind, **rest):
+        if kind == "model":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write(path, kind=kind, **rest)
+
+    fit = ["fit", "t.csv", "--out", "m", "--checkpoint-every", "20", *QUICK]
+    with monkeypatch.context() as patch:
+        patch.setattr(artifact, "write", full)
+        assert main(fit) == 2
+    assert capsys.readouterr() == ("", "invgan: [Errno 28] No space left on device\n")
+    assert sorted(os.listdir()) == ["m.checkpoint", "t.csv"]
+    assert main(fit) == 0
+    assert sorted(os.listdir()) == ["m", "t.csv"]
+
+
+def test_a_diverged_fit_leaves_no_checkpoint_to_continue_from(here, refused):
+    write_csv("t.csv", rows()[0])
+    message = refused(
+        "fit", "t.csv", "--out", "m", "--learning-rate", "1e12", "--checkpoint-every", "1", *QUICK
+    )
+    assert re.fullmatch(
+        r"the \w+ (loss|score) became (nan|inf|-inf) at step \d+; try a smaller learning_rate, another loss, "
+        r"or look for extreme values in the data\.",
+        message,
+    )
+
+
+def test_a_checkpoint_of_other_settings_is_not_continued(here, refused, monkeypatch):
+    write_csv("t.csv", rows()[0])
+    with monkeypatch.context() as patch:
+        interrupt_at(0, patch)
+        assert main(["fit", "t.csv", "--out", "m", *QUICK]) == 130
+    assert refused("fit", "t.csv", "--out", "m", "--seed", "1", *QUICK) == (
+        "m.checkpoint: this checkpoint belongs to another fit (other data or settings); delete it to start "
+        "afresh, or give the data and settings it was made with."
+    )
+
+
+def test_usage_mistakes(here, refused):
+    assert refused("fit", "t.csv") == "Missing option '--out'; try 'invgan fit --help'."
+    assert refused("fits").startswith("No such command 'fits'")
+    assert refused("fit", "t.csv", "--out", "m", "--max-steps", "0").startswith(
+        "Invalid value for '--max-steps': "
+    )
+    assert refused("reproduce", "figure9") == (
+        "Invalid value: 'figure9' is none of digits, figure2, figure5, table4; try 'invgan reproduce --help'."
+    )
+    assert refused("fit", "../data.csv", "--out", "m", "--label", "odd", "--learning-rate", "0") == (
+        "The 'learning_rate' parameter of InvGAN must be a float in the range (0.0, inf). Got 0.0 instead."
+    )
+
+
+def test_debug_shows_where_a_mistake_was_found(here):
+    with pytest.raises(InputError, match=r"^no\.csv: no such file; check the path\.$"):
+        main(["--debug", "fit", "no.csv", "--out", "m"])

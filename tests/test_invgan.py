@@ -1,0 +1,784 @@
+"""The estimator: scikit-learn's conventions, units, determinism, the model file, and every bad input."""
+
+import copy
+import hashlib
+import pickle
+import re
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.datasets import load_digits
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+from torch.distributions import Normal
+
+import invgan
+from invgan import InputError, InvGAN, artifact, geometry
+from invgan.detectors.base import Split
+
+METHODS = ["aggregate", "joint", "riemannian"]
+FIRST_SEED = int(np.random.RandomState(0).randint(2**31 - 1))
+"""What random_state=0 seeds a fit with."""
+
+
+def correlated(n=120, d=4, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(n, 2)) @ rng.normal(size=(2, d)) + 0.3 * rng.normal(size=(n, d))
+
+
+def named(n=120, seed=0):
+    return pd.DataFrame(correlated(n, seed=seed), columns=["age", "height", "pulse", "weight"])
+
+
+def digits():
+    return load_digits().images[:, None].astype(np.uint8)
+
+
+def pictures(n=60, seed=0):
+    return np.random.default_rng(seed).random((n, 2, 13, 12)).astype(np.float32)
+
+
+def fitted(X, **parameters):
+    return InvGAN(**{"max_steps": 20, "random_state": 0} | parameters).fit(X)
+
+
+@pytest.fixture(scope="module")
+def table():
+    return fitted(named())
+
+
+@pytest.fixture(scope="module")
+def images():
+    return fitted(digits()[:100])
+
+
+@pytest.fixture(scope="module")
+def convolutional():
+    return fitted(pictures(), max_steps=3, batch_size=16)
+
+
+@pytest.fixture(scope="module")
+def paper():
+    return fitted(correlated(80, 60), preset="paper", max_steps=10)
+
+
+MODELS = {
+    "table": lambda n: named(n, seed=7),
+    "images": lambda n: digits()[-n:],
+    "convolutional": lambda n: pictures(n, seed=7),
+    "paper": lambda n: correlated(n, 60, seed=7),
+}
+"""Names of the fitted models, and new rows for each."""
+
+
+@pytest.fixture(params=MODELS)
+def model(request):
+    return request.getfixturevalue(request.param), MODELS[request.param]
+
+
+def state(detector):
+    """A digest of every tensor that a score depends on."""
+    digest = hashlib.sha256()
+    for part in (detector.gan_, detector.scaling_, detector.mixture_):
+        for name, tensor in part.state_dict().items():
+            digest.update(name.encode() + tensor.numpy(force=True).tobytes())
+    return digest.hexdigest()
+
+
+# scikit-learn's conventions
+
+
+@parametrize_with_checks(
+    [InvGAN(max_steps=5, random_state=0)],
+    expected_failed_checks=lambda _: {
+        "check_n_features_in_after_fitting": "takes the parameter 'score' for scikit-learn's method"
+    },
+)
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+def test_a_pipeline_scores_what_its_last_step_scores_on_the_scaled_rows(table):
+    X = correlated()
+    pipeline = make_pipeline(StandardScaler(), InvGAN(max_steps=20, random_state=0)).fit(X)
+    scaled = StandardScaler().fit_transform(X)
+    assert np.array_equal(pipeline.score_samples(X), fitted(scaled).score_samples(scaled))
+    assert np.array_equal(pipeline.predict(X), pipeline[-1].predict(scaled))
+
+
+def test_a_clone_has_the_parameters_and_nothing_learned(table):
+    again = clone(table)
+    assert again.get_params() == table.get_params()
+    assert not hasattr(again, "gan_")
+    with pytest.raises(Exception, match="not fitted yet"):
+        again.score_samples(named())
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_copies_score_alike_and_share_nothing(table, copied):
+    again = copied(table)
+    assert np.array_equal(again.score_samples(named()), table.score_samples(named()))
+    before = state(table)
+    for parameter in again.gan_.parameters():
+        parameter.data.zero_()
+    assert again.mixture_._generator(torch.ones(1, again.latent_dim_, dtype=torch.float64)).abs().max() == 0
+    assert state(table) == before
+
+
+@pytest.mark.parametrize("as_table", [pl.DataFrame, pd.DataFrame], ids=["polars", "pandas"])
+def test_tables_are_scored_by_column_names(table, as_table):
+    columns = {name: values.to_numpy() for name, values in named().items()}
+    again = fitted(as_table(columns))
+    assert again.feature_names_in_.tolist() == ["age", "height", "pulse", "weight"]
+    assert np.array_equal(again.score_samples(as_table(columns)), table.score_samples(named()))
+
+    def message(**columns):
+        with pytest.raises(ValueError, match="feature names") as caught:
+            again.score_samples(as_table(columns))
+        return str(caught.value)
+
+    start = "The feature names should match those that were passed during fit.\n"
+    renamed = dict(zip(["age", "height", "pulse", "mass"], columns.values(), strict=True))
+    assert message(**renamed) == start + (
+        "Feature names unseen at fit time:\n- mass\nFeature names seen at fit time, yet now missing:\n- weight\n"
+    )
+    assert message(**{name: columns[name] for name in reversed(columns)}) == start + (
+        "Feature names must be in the same order as they were in fit.\n"
+    )
+    missing = {name: columns[name] for name in list(columns)[:3]}
+    assert message(**missing) == start + "Feature names seen at fit time, yet now missing:\n- weight\n"
+
+
+def test_without_a_random_state_each_fit_is_its_own(table):
+    first, second = fitted(correlated(), random_state=None), fitted(correlated(), random_state=None)
+    scores = [detector.score_samples(correlated()) for detector in (first, second)]
+    assert np.isfinite(scores).all()
+    assert not np.array_equal(*scores)
+
+
+@pytest.mark.parametrize("random_state", [0, np.int64(0), np.random.RandomState(0)])
+def test_the_same_seed_gives_the_same_scores_bit_for_bit(table, random_state):
+    again = fitted(named(), random_state=random_state)
+    assert np.array_equal(again.score_samples(named(seed=7)), table.score_samples(named(seed=7)))
+    assert state(again) == state(table)
+
+
+def test_fitting_draws_nothing_from_the_global_generators():
+    torch_state, numpy_state = torch.random.get_rng_state(), np.random.get_state()[1].copy()
+    fitted(correlated(40), max_steps=2)
+    assert torch.equal(torch.random.get_rng_state(), torch_state)
+    assert np.array_equal(np.random.get_state()[1], numpy_state)
+
+
+# Units
+
+
+FACTORS = np.array([2.0, 0.25, 1024.0, 1.0])
+"""Powers of two, so that standardisation returns the same bits."""
+
+
+@pytest.fixture(scope="module")
+def rescaled():
+    return fitted(correlated() * FACTORS)
+
+
+@pytest.mark.parametrize("method", ["aggregate", "joint"])
+def test_a_change_of_units_divides_densities_by_its_determinant(table, rescaled, method):
+    X = correlated(50, seed=3)
+    here = table.log_likelihood(pd.DataFrame(X, columns=table.feature_names_in_), method).values
+    there = rescaled.log_likelihood(X * FACTORS, method).values
+    assert there == pytest.approx(here - np.log(FACTORS).sum(), abs=1e-9)
+
+
+def test_a_change_of_units_divides_the_surface_density_by_the_surfaces_change_of_volume(table, rescaled):
+    X = correlated(50, seed=3)
+    z = torch.from_numpy(rescaled.transform(X * FACTORS))
+    scale = torch.from_numpy(FACTORS) * table.scaling_.scale
+    gan = table.gan_
+
+    def surface(z):  # in the new units
+        return torch.cat([gan.generator(z) * scale, gan.variance(z) * scale], 1)
+
+    expected = Normal(0, 1).log_prob(z).sum(1) - geometry.log_volume(surface, z)
+    found = rescaled.log_likelihood(X * FACTORS, "riemannian").values
+    assert found == pytest.approx(expected.numpy(), abs=1e-9)
+
+
+def test_a_shift_of_the_data_changes_no_score(table):
+    X = np.round(correlated() * 1024) / 1024  # dyadic, so that the shift itself rounds nothing
+    moved = fitted(X + 4096)
+    assert moved.score_samples(X + 4096) == pytest.approx(fitted(X).score_samples(X), abs=1e-6)
+
+
+def test_the_aggregate_integrates_to_one_in_the_units_of_the_data():
+    X = correlated(150, 2) * [1.0, 0.05] + [3, 100]
+    detector = fitted(X)
+    deviation, mean = X.std(0), X.mean(0)
+    side = np.linspace(-15, 15, 400)
+    grid = np.stack(np.meshgrid(side, side), -1).reshape(-1, 2) * deviation + mean
+    cell = (side[1] - side[0]) ** 2 * deviation.prod()
+    total = np.exp(detector.log_likelihood(grid, "aggregate").values).sum() * cell
+    assert total == pytest.approx(1, abs=1e-3)
+
+
+def test_pixels_share_one_scale_whose_determinant_is_counted(images):
+    X = digits()[-20:]
+    scaled = (X.astype(float) - 8) / 8  # from 0..16 to -1..1
+    inside = images.mixture_.log_prob(torch.from_numpy(scaled.reshape(20, 64)))
+    expected = inside.numpy() - 64 * np.log(8)
+    assert images.log_likelihood(X, "aggregate").values == pytest.approx(expected, rel=1e-12)
+
+
+# A score is a function of the row alone
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_score_does_not_depend_on_the_rows_around_it(model, method):
+    detector, rows = model
+    X = rows(150) if detector.data_shape_ != (2, 13, 12) else rows(40)
+
+    def score(index):
+        part = X.iloc[index] if isinstance(X, pd.DataFrame) else X[index]
+        return detector.log_likelihood(part, method).values
+
+    n = len(X)
+    together = score(np.arange(n))
+    assert np.isfinite(together).all()
+    for index in (
+        np.arange(n),
+        np.arange(n)[::-1],
+        np.r_[3, 3, 3, 0],
+        np.random.default_rng(0).permutation(n),
+    ):
+        assert np.array_equal(score(index), together[index])
+    for i in (0, 17, 33):
+        assert np.array_equal(score([i]), together[[i]])
+
+
+def test_scoring_changes_no_weight_or_buffer(model):
+    detector, rows = model
+    before = state(detector)
+    X = rows(12)
+    for method in METHODS:
+        detector.log_likelihood(X, method)
+    detector.explain(X)
+    detector.predict(X)
+    detector.inverse_transform(detector.transform(X))
+    detector.sample(3)
+    assert state(detector) == before
+    assert not any(parameter.requires_grad for parameter in detector.gan_.parameters())
+    assert not detector.gan_.training
+
+
+def test_riemannian_diagnostics_are_those_of_the_stacked_jacobian(table):
+    X = named(5, seed=7)
+    gan, z = table.gan_, torch.from_numpy(table.transform(X))
+    scale = table.scaling_.scale
+    tangents = geometry.jacobian(
+        lambda z: torch.cat([gan.generator(z) * scale, gan.variance(z) * scale], 1), z
+    )
+    found = table.log_likelihood(X, "riemannian").diagnostics
+    assert found["condition_number"] == pytest.approx(torch.linalg.cond(tangents).numpy(), rel=1e-9)
+    assert not found["rank_deficient"].any()
+
+
+# Decisions and explanations
+
+
+def test_p_values_count_the_calibration_rows_that_score_no_higher(table):
+    X = named(60, seed=7)
+    held_out = Split.draw(120, FIRST_SEED).calibration
+    calibration = table.score_samples(named().iloc[held_out])
+    assert np.array_equal(table.calibration_scores_, calibration)
+    expected = [
+        (1 + sum(c <= s for c in calibration)) / (len(calibration) + 1) for s in table.score_samples(X)
+    ]
+    assert table.p_values(X).tolist() == expected
+
+
+def test_a_row_is_flagged_exactly_when_its_p_value_reaches_the_rate(table):
+    X = pd.concat([named(60, seed=7), 3 * named(60, seed=8)])
+    before, scores = state(table), table.score_samples(X)
+    for rate in (0.0, 0.04, 0.05, 0.1, 0.25, 0.5, 0.9):
+        detector = copy.deepcopy(table).set_threshold(rate)
+        assert np.array_equal(detector.predict(X) == -1, table.p_values(X) <= rate)
+        assert np.array_equal(detector.decision_function(X) < 0, detector.predict(X) == -1)
+        assert np.array_equal(np.argsort(detector.decision_function(X)), np.argsort(scores))
+        assert np.array_equal(detector.score_samples(X), scores)
+        assert state(detector) == before
+    assert table.false_positive_rate_ == 0.05
+
+
+@pytest.mark.parametrize("rate", [-0.1, 1.0, "low"])
+def test_a_threshold_outside_the_unit_interval_is_refused(table, rate):
+    with pytest.raises(ValueError, match=r"must be a float in the range \[0\.0, 1\.0\)\. Got .* instead\.$"):
+        table.set_threshold(rate)
+
+
+def test_shares_sum_to_the_deficit_of_the_conditional_likelihood(model):
+    detector, rows = model
+    X = rows(12)
+    shares = detector.explain(X)
+    assert shares.shape == X.shape
+    with torch.no_grad():
+        dtype = next(detector.gan_.parameters()).dtype
+        scaled = detector.scaling_(torch.from_numpy(np.array(X))).to(dtype)
+        z = detector.gan_.inference(scaled)
+        normal = Normal(detector.gan_.generator(z).flatten(1), detector.gan_.variance(z))
+        log_prob = normal.log_prob(scaled.flatten(1)).double().sum(1)
+    deficit = detector.typical_.sum() - log_prob
+    tolerance = 1e-9 if dtype == torch.float64 else 1e-4
+    assert shares.reshape(12, -1).sum(1) == pytest.approx(deficit.numpy(), rel=tolerance)
+
+
+def test_shares_are_relative_to_the_typical_held_out_row(table):
+    split = Split.draw(120, FIRST_SEED)
+    held_out = named().iloc[np.r_[split.validation, split.calibration]]
+    assert table.explain(held_out).mean(0) == pytest.approx(np.zeros(4), abs=1e-12)
+
+
+# The generator's side
+
+
+def test_samples_have_the_moments_of_the_stochastic_generator(table):
+    n = 40_000
+    X = table.sample(n, random_state=1)
+    with torch.no_grad():
+        z = torch.randn(
+            100_000, table.latent_dim_, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+        )
+        mean, std = table.gan_.generator(z).numpy(), table.gan_.variance(z).numpy()
+    training = correlated()[Split.draw(120, FIRST_SEED).training]
+    mean = mean * training.std(0) + training.mean(0)
+    variance = mean.var(0) + (std**2).mean(0) * training.var(0)
+    assert X.shape == (n, 4)
+    assert (np.abs(X.mean(0) - mean.mean(0)) < 5 * np.sqrt(variance * (1 / n + 1e-5))).all()
+    squared = (X - X.mean(0)) ** 2
+    assert (np.abs(squared.mean(0) - variance) < 5 * squared.std(0) * np.sqrt(1 / n + 1e-5)).all()
+    assert np.array_equal(table.sample(5, random_state=2), table.sample(5, random_state=2))
+
+
+def test_inverse_transform_is_the_generators_mean_in_the_units_of_the_data(table):
+    z = np.random.default_rng(0).normal(size=(6, table.latent_dim_))
+    training = correlated()[Split.draw(120, FIRST_SEED).training]
+    mean = table.gan_.generator(torch.from_numpy(z)).numpy()
+    expected = mean * training.std(0) + training.mean(0)
+    assert table.inverse_transform(z) == pytest.approx(expected, rel=1e-12)
+
+
+def test_transform_is_the_inference_network_of_the_scaled_row(table):
+    training = correlated()[Split.draw(120, FIRST_SEED).training]
+    scaled = torch.from_numpy((correlated(9, seed=7) - training.mean(0)) / training.std(0))
+    expected = table.gan_.inference(scaled).numpy()
+    assert table.transform(named(9, seed=7)) == pytest.approx(expected, rel=1e-12)
+
+
+def test_image_shaped_results(convolutional):
+    assert convolutional.sample(3).shape == (3, 2, 13, 12)
+    assert convolutional.inverse_transform(convolutional.transform(pictures(3))).shape == (3, 2, 13, 12)
+
+
+# Networks of one's own
+
+
+def own_networks(d=2, n_features=4):
+    return {
+        "generator": nn.Sequential(nn.Linear(d, 8), nn.Tanh(), nn.Linear(8, n_features)),
+        "discriminator": nn.Sequential(nn.Linear(n_features, 8), nn.ReLU(), nn.Linear(8, 1)),
+        "inference": nn.Sequential(nn.Linear(n_features, 8), nn.Tanh(), nn.Linear(8, d)),
+    }
+
+
+def test_networks_of_ones_own_are_trained_as_copies():
+    own = own_networks()
+    before = {name: copy.deepcopy(part.state_dict()) for name, part in own.items()}
+    detector = fitted(correlated(), latent_dim=2, **own)
+    for name, part in own.items():
+        trained = getattr(detector.gan_, name)
+        assert trained is not part
+        for key, value in part.state_dict().items():
+            assert torch.equal(value, before[name][key])
+            assert not torch.equal(trained.state_dict()[key].to(value), value)
+        assert all(parameter.grad is None and parameter.requires_grad for parameter in part.parameters())
+        assert part.training
+    again = clone(detector).fit(correlated())
+    assert np.array_equal(again.score_samples(correlated()), detector.score_samples(correlated()))
+
+
+def test_networks_of_ones_own_cannot_be_saved(tmp_path):
+    detector = fitted(correlated(40), latent_dim=2, max_steps=2, **own_networks())
+    with pytest.raises(InputError, match=r"^A model with networks of your own cannot be saved"):
+        detector.save(tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+# The model file
+
+
+def test_a_loaded_model_is_the_saved_one_bit_for_bit(model, tmp_path):
+    detector, rows = model
+    detector.save(tmp_path / "m")
+    again = invgan.load(tmp_path / "m")
+    X = rows(40)
+    assert state(again) == state(detector)
+    for method in METHODS:
+        assert np.array_equal(
+            again.log_likelihood(X, method).values, detector.log_likelihood(X, method).values
+        )
+    assert np.array_equal(again.p_values(X), detector.p_values(X))
+    assert np.array_equal(again.explain(X), detector.explain(X))
+    assert np.array_equal(again.sample(3, random_state=0), detector.sample(3, random_state=0))
+    assert again.offset_ == detector.offset_
+    assert again.history_ == detector.history_
+    assert again.get_params() == detector.get_params()
+
+
+def test_a_loaded_model_knows_its_columns_and_its_threshold(table, tmp_path):
+    copy.deepcopy(table).set_threshold(0.2).save(tmp_path / "m")
+    again = invgan.load(tmp_path / "m")
+    assert again.feature_names_in_.tolist() == ["age", "height", "pulse", "weight"]
+    assert again.n_features_in_ == 4
+    assert again.false_positive_rate_ == 0.2
+    with pytest.raises(ValueError, match="The feature names should match"):
+        again.score_samples(named()[["height", "age", "pulse", "weight"]])
+
+
+def test_numpy_parameters_are_saved_as_plain_ones(tmp_path):
+    detector = fitted(
+        correlated(40), max_steps=np.int64(2), latent_dim=np.int32(2), learning_rate=np.float64(1e-3)
+    )
+    detector.save(tmp_path / "m")
+    assert invgan.load(tmp_path / "m").get_params() == detector.get_params()
+
+
+def test_a_model_trained_on_a_gpu_loads_without_one(table, tmp_path):
+    on_gpu = copy.deepcopy(table)
+    on_gpu.device = "cuda"
+    on_gpu.save(tmp_path / "m")
+    assert invgan.load(tmp_path / "m").device == "auto"
+
+
+def altered(detector, path, change):
+    """Save a model whose metadata and tensors were changed, under hashes that fit."""
+    detector.save(path)
+    saved = artifact.read(path)
+    metadata, tensors = copy.deepcopy(saved.metadata), dict(saved.tensors)
+    change(metadata, tensors)
+    artifact.write(path, kind="model", metadata=metadata, tensors=tensors)
+
+
+def load_error(path):
+    with pytest.raises(InputError) as caught:
+        invgan.load(path)
+    text = str(caught.value)
+    assert text.startswith(f"{path}: this model file does not describe a model that fits it (")
+    assert "\n" not in text
+    assert len(text) < 400 + len(str(path))
+
+
+def tensor_names(table):
+    metadata, tensors = table._state()
+    return [*tensors, "calibration_scores"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, name: tensors.pop(name),
+        lambda tensors, name: tensors.update(
+            {name: torch.cat([tensors[name].reshape(-1)] * 2 + [torch.ones(1)])}
+        ),
+        lambda tensors, name: tensors.update({name: torch.zeros(0)}),
+        lambda tensors, name: tensors.update({name: torch.full_like(tensors[name].double(), torch.nan)}),
+    ],
+    ids=["missing", "wrong shape", "empty", "nan"],
+)
+def test_a_model_file_with_one_wrong_tensor_is_refused(table, tmp_path, change):
+    for name in tensor_names(table):
+        if name == "calibration_scores" and change(dict(tensors := {name: torch.ones(3)}), name) is None:
+            longer = tensors[name].ndim == 1 and len(tensors[name]) > 3
+            if longer:  # any number of calibration rows is fine
+                continue
+        altered(table, tmp_path / "m", lambda _, tensors, name=name: change(tensors, name))
+        load_error(tmp_path / "m")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.pop("detector"),
+        lambda m: m.update(detector="Nobody"),
+        lambda m: m.update(detector=["InvGAN"]),
+        lambda m: m.update(parameters=None),
+        lambda m: m["parameters"].update(surprise=1),
+        lambda m: m["parameters"].update(preset="other"),
+        lambda m: m["parameters"].update(preset="paper"),
+        lambda m: m["parameters"].update(generator="os.system"),
+        lambda m: m.update(data_shape=[]),
+        lambda m: m.update(data_shape=[5]),
+        lambda m: m.update(data_shape=[-4]),
+        lambda m: m.update(data_shape=[10**30]),
+        lambda m: m.update(data_shape=[1, 2, 2]),
+        lambda m: m.update(data_shape="four"),
+        lambda m: m.update(feature_names=["only one"]),
+        lambda m: m.update(feature_names=5),
+        lambda m: m.update(false_positive_rate=2),
+        lambda m: m["model"].update(latent_dim=3),
+        lambda m: m["model"].update(latent_dim=-1),
+        lambda m: m["model"].update(latent_dim=10**12),
+        lambda m: m["model"].update(history=None),
+        lambda m: m["model"].update(history={"surprise": 1}),
+        lambda m: m.pop("model"),
+    ],
+)
+def test_a_model_file_with_other_metadata_is_refused(table, tmp_path, change):
+    altered(table, tmp_path / "m", lambda metadata, _: change(metadata))
+    load_error(tmp_path / "m")
+
+
+def test_a_truncated_model_file_is_refused(table, tmp_path):
+    table.save(tmp_path / "m")
+    (file,) = (tmp_path / "m").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(
+        InputError, match=r"^[^\n]*: truncated \([\d,]+ bytes, the manifest says \d+\)[^\n]*$"
+    ):
+        invgan.load(tmp_path / "m")
+
+
+# Bad input
+
+
+def spoiled(value, row=3, column=2, n=40):
+    X = correlated(n)
+    X[row, column] = value
+    return X
+
+
+BAD_ROWS = [
+    (spoiled(np.nan), "X has NaN in row 3, column 2: fill in missing values or leave the row out."),
+    (
+        pd.DataFrame(spoiled(np.nan), columns=list("abcd")),
+        "X has NaN in row 3, column 'c': fill in missing values or leave the row out.",
+    ),
+    (
+        spoiled(-np.inf),
+        "X has the value -inf in row 3, column 2: replace infinities or leave the row out.",
+    ),
+    (
+        spoiled(1e30),
+        "X has the value 1e+30 in row 3, column 2; values beyond 1e+18 cannot be squared with any precision "
+        "left: rescale them.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("X", "message"), BAD_ROWS)
+def test_values_that_are_no_usable_numbers_are_named_by_row_and_column(table, X, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        fitted(X)
+    if not isinstance(X, pd.DataFrame):
+        with (
+            pytest.raises(InputError, match=f"^{re.escape(message)}$"),
+            pytest.warns(UserWarning, match="does not have valid feature names"),
+        ):
+            table.score_samples(X)
+
+
+def test_a_pixel_that_is_no_number_is_named_by_its_place(convolutional):
+    X = pictures(4)
+    X[2, 1, 5, 7] = np.nan
+    message = "X has NaN in row 2, channel 1, pixel (5, 7): fill in missing values or leave the row out."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        convolutional.score_samples(X)
+
+
+@pytest.mark.parametrize(
+    ("X", "message"),
+    [
+        (
+            correlated(9),
+            "Found array with 9 sample(s) (shape=(9, 4)) while a minimum of 10 is required by InvGAN.",
+        ),
+        (np.empty((0, 4)), "Found array with 0 sample(s) (shape=(0, 4)) while a minimum of 10 is required"),
+        (correlated(20)[:, 0], "Expected 2D array, got 1D array instead"),
+        (
+            correlated(20).reshape(10, 2, 4),
+            "Expected a table of shape (n, D) or images of shape (n, C, H, W), got an array of shape (10, 2, 4).",
+        ),
+        (np.array([["a", "b"]] * 20, dtype=object), "could not convert string to float: 'a'"),
+        (pd.DataFrame({"a": ["x"] * 20}), "could not convert string to float: 'x'"),
+        (correlated(20) + 1j, "Complex data not supported"),
+    ],
+)
+def test_data_of_another_kind_is_refused(X, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        fitted(X)
+
+
+def test_rows_of_another_shape_are_refused(table, images):
+    with (
+        pytest.raises(ValueError, match=r"^X has 3 features, but InvGAN is expecting 4 features as input\.$"),
+        pytest.warns(UserWarning, match="does not have valid feature names"),
+    ):
+        table.score_samples(correlated(d=3))
+    with pytest.raises(
+        ValueError, match=r"^X has 3 features, but InvGAN is expecting 1 features as input\.$"
+    ):
+        images.score_samples(np.zeros((2, 3, 8, 8)))
+    message = "X has rows of shape (1, 8, 9), but InvGAN is expecting (1, 8, 8) as in fit."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        images.score_samples(np.zeros((2, 1, 8, 9)))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        (
+            {"batch_size": 33},
+            "The 'batch_size' parameter of InvGAN must be at most the number of training rows, 32 after holding "
+            "out rows for validation and calibration. Got 33 instead.",
+        ),
+        (
+            {"latent_dim": 2, "n_centers": 2},
+            "The 'n_centers' parameter of InvGAN must be at least latent_dim + 1 = 3, or the metric can lose rank "
+            "(Lemma 1). Got 2 instead.",
+        ),
+        (
+            {"n_centers": 33},
+            "The 'n_centers' parameter of InvGAN must be at most 32, the number of training rows that the centres "
+            "are the means of. Got 33 instead.",
+        ),
+        (
+            {"centers": "prior", "n_centers": 10_001},
+            "The 'n_centers' parameter of InvGAN must be at most 10000, the number of draws from the prior that "
+            "the centres are the means of. Got 10001 instead.",
+        ),
+        (
+            {"latent_dim": 32},
+            "The 'latent_dim' parameter of InvGAN must be less than 32, the number of training rows: σ needs "
+            "latent_dim + 1 centres among them (Lemma 1). Got 32 instead.",
+        ),
+        (
+            {"generator": nn.Linear(2, 4)},
+            "Give all of generator, discriminator and inference, or none of them.",
+        ),
+        (
+            own_networks(),
+            "With your own networks the 'latent_dim' parameter of InvGAN must be given.",
+        ),
+    ],
+)
+def test_parameters_that_do_not_fit_the_data_are_refused(parameters, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        fitted(correlated(50), **parameters)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ({"latent_dim": 0}, "The 'latent_dim' parameter of InvGAN must be"),
+        ({"preset": "best"}, "The 'preset' parameter of InvGAN must be"),
+        ({"score": "anomaly"}, "The 'score' parameter of InvGAN must be"),
+        ({"loss": "mse"}, "The 'loss' parameter of InvGAN must be"),
+        ({"learning_rate": 0.0}, "The 'learning_rate' parameter of InvGAN must be"),
+        ({"false_positive_rate": 1.0}, "The 'false_positive_rate' parameter of InvGAN must be"),
+        ({"max_steps": 1.5}, "The 'max_steps' parameter of InvGAN must be"),
+        ({"generator": lambda z: z}, "The 'generator' parameter of InvGAN must be"),
+        ({"random_state": "seed"}, "The 'random_state' parameter of InvGAN must be"),
+    ],
+)
+def test_parameters_out_of_range_are_refused_in_scikit_learns_words(parameters, message):
+    with pytest.raises(ValueError, match=rf"^{re.escape(message)} [^\n]* Got [^\n]* instead\.$"):
+        fitted(correlated(), **parameters)
+
+
+def test_other_arguments_out_of_range(table):
+    message = (
+        "The 'method' parameter of InvGAN.log_likelihood must be one of aggregate, joint, riemannian. "
+        "Got 'ais' instead."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        table.log_likelihood(named(), "ais")
+    with pytest.raises(
+        InputError, match=r"^Z must have shape \(n, 2\), one latent per row\. Got \(5, 3\) instead"
+    ):
+        table.inverse_transform(np.zeros((5, 3)))
+    message = (
+        "The 'n_samples' parameter of InvGAN.sample must be an int in the range [1, inf). Got 0 instead."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        table.sample(0)
+
+
+# Data at the edge
+
+
+@pytest.mark.parametrize("n", [10, 11, 14, 23])
+@pytest.mark.parametrize("preset", [None, "paper"])
+def test_ten_rows_are_enough(n, preset):
+    X = correlated(n)
+    detector = fitted(X, preset=preset, max_steps=3)
+    for method in METHODS:
+        assert np.isfinite(detector.log_likelihood(X, method).values).all()
+
+
+@pytest.mark.parametrize(
+    "X",
+    [
+        np.c_[correlated(60), np.full(60, 3.0), np.zeros(60), np.full(60, 1e15)],
+        np.ones((60, 3)),
+        np.repeat(correlated(6), 10, axis=0),
+        correlated(60, 1),
+        np.random.default_rng(0).integers(0, 2, (60, 5)).astype(bool),
+        np.c_[correlated(60), 1e17 * correlated(60), 1e-17 * correlated(60)],
+        np.full((30, 1, 9, 9), 7, dtype=np.uint8),
+        np.random.default_rng(0).integers(0, 255, (30, 1, 3, 3), dtype=np.uint8),
+        np.random.default_rng(0).normal(size=(30, 1, 4, 4)).astype(np.float16),
+        np.random.default_rng(0).normal(size=(30, 1, 4, 4)).astype(np.longdouble),
+    ],
+    ids=[
+        "constant columns",
+        "all constant",
+        "duplicates",
+        "one column",
+        "booleans",
+        "extreme units",
+        "blank images",
+        "tiny images",
+        "half precision",
+        "long doubles",
+    ],
+)
+def test_degenerate_data_have_finite_scores(X):
+    detector = fitted(X, max_steps=5)
+    for method in METHODS:
+        assert np.isfinite(detector.log_likelihood(X, method).values).all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rows_far_outside_are_scored_below_the_training_rows_and_never_nan(model, method):
+    detector, rows = model
+    X = rows(8)
+    far = X * 0 + 1e17 if isinstance(X, pd.DataFrame) else np.full(X.shape, 1e17, dtype=np.float32)
+    scores = detector.log_likelihood(far, method).values
+    assert not np.isnan(scores).any()
+    if method != "riemannian":  # which looks at the latent alone
+        assert scores.max() < detector.log_likelihood(X, method).values.min()
+    assert (detector.p_values(far) <= 1).all()
+
+
+def test_read_only_and_strided_rows_are_scored_as_they_are(table):
+    X = correlated(30, seed=7)
+    expected = table.score_samples(pd.DataFrame(X, columns=table.feature_names_in_))
+    wide = np.asfortranarray(np.repeat(X, 2, axis=1))[:, ::2]
+    wide.flags.writeable = False
+    detector = copy.deepcopy(table)
+    del detector.feature_names_in_
+    assert np.array_equal(detector.score_samples(wide), expected)

@@ -1,0 +1,289 @@
+"""Likelihoods against Gaussians in closed form, quadrature, and torch.distributions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
+
+from invgan.likelihood import (
+    StochasticGenerator,
+    TangentMixture,
+    conditional,
+    jensen_gap,
+    joint,
+    log_prior,
+    riemannian,
+)
+from invgan.networks import RBFVariance, build, initialize
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+LOADINGS, OFFSET, STD = random(7, 3), random(7, seed=1), random(7, seed=2).exp()
+LINEAR = StochasticGenerator(lambda z: z @ LOADINGS.T + OFFSET, lambda z: STD.expand(len(z), 7))
+
+
+def network_with_noise():
+    generator = build((6,), 2).generator
+    initialize(generator, torch.Generator().manual_seed(0))
+    sigma = RBFVariance(2, 6, 8)
+    sigma.fit_centers(random(100, 2), seed=0)
+    sigma.weight.data.copy_(random(6, 8, seed=3))
+    return StochasticGenerator(generator.double(), sigma.double())
+
+
+# At one latent
+
+
+def test_the_priors_log_density_is_the_standard_normals():
+    z = random(5, 3)
+    assert torch.allclose(log_prior(z), Normal(0, 1).log_prob(z).sum(1))
+
+
+def test_the_conditional_is_a_normal_for_each_feature():
+    f, z, rows = network_with_noise(), random(5, 2), random(5, 6, seed=1)
+    expected = Normal(f.mean(z), f.std(z)).log_prob(rows)
+    assert torch.allclose(conditional(f, rows, z), expected)
+
+
+def test_joint_of_a_linear_generator_exceeds_the_evidence_by_the_posterior_density_at_its_mean():
+    rows = random(10, 7, seed=3)
+    noise = torch.diag(STD**-2)
+    posterior_precision = torch.eye(3, dtype=torch.float64) + LOADINGS.T @ noise @ LOADINGS
+    posterior_mean = torch.linalg.solve(posterior_precision, LOADINGS.T @ noise @ (rows - OFFSET).T).T
+    evidence = MultivariateNormal(OFFSET, LOADINGS @ LOADINGS.T + torch.diag(STD**2)).log_prob(rows)
+    # Bayes: log p(x, z) = log p(x) + log p(z | x), and the posterior is Gaussian.
+    at_its_mean = 0.5 * torch.logdet(posterior_precision) - 1.5 * math.log(2 * math.pi)
+    assert torch.allclose(joint(LINEAR, rows, posterior_mean), evidence + at_its_mean)
+
+
+def test_joint_takes_images_as_their_flattened_pixels():
+    rows, z = random(4, 7, seed=3), random(4, 3)
+    images = rows.reshape(4, 1, 7, 1)
+    assert torch.equal(joint(LINEAR, images, z), joint(LINEAR, rows, z))
+
+
+def test_riemannian_of_a_linear_generator_is_the_prior_over_the_volume_of_its_matrix():
+    z = random(5, 3)
+    values, at = riemannian(LINEAR, z)
+    expected = Normal(0, 1).log_prob(z).sum(1) - 0.5 * torch.logdet(LOADINGS.T @ LOADINGS)
+    assert torch.allclose(values, expected)
+    assert at.rank.tolist() == [3] * 5
+
+
+def test_riemannian_of_a_square_linear_generator_is_the_density_of_its_output():
+    a = random(3, 3)
+    f = StochasticGenerator(lambda z: z @ a.T, lambda z: torch.ones(len(z), 3, dtype=z.dtype))
+    z = random(5, 3, seed=1)
+    expected = MultivariateNormal(torch.zeros(3, dtype=torch.float64), a @ a.T).log_prob(z @ a.T)
+    assert torch.allclose(riemannian(f, z)[0], expected)
+
+
+def test_riemannian_is_equation_4_with_sigmas_tangents_in_the_metric():
+    f, z = network_with_noise(), random(5, 2)
+    values, _ = riemannian(f, z)
+    for i in range(5):
+        j_g = torch.autograd.functional.jacobian(lambda one: f.mean(one[None])[0], z[i])
+        j_s = torch.autograd.functional.jacobian(lambda one: f.std(one[None])[0], z[i])
+        log_det = torch.logdet(j_g.T @ j_g + j_s.T @ j_s)
+        assert values[i].item() == pytest.approx((log_prior(z[i : i + 1])[0] - 0.5 * log_det).item())
+
+
+# The gap of Eq. 4
+
+
+def test_the_jensen_gap_is_zero_where_sigma_is_constant():
+    gap, error = jensen_gap(LINEAR, random(4, 3), n_samples=3, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(gap, torch.zeros(4, dtype=torch.float64), atol=1e-12)
+    assert torch.allclose(error, torch.zeros(4, dtype=torch.float64), atol=1e-12)
+
+
+def test_the_jensen_gap_of_pure_noise_has_a_closed_form():
+    # g constant, σ = e^z: J_f = ε σ' and E log|ε| = −(γ + log 2)/2, so the gap is (γ + log 2)/2 everywhere.
+    f = StochasticGenerator(lambda z: 0 * z, torch.exp)
+    z = torch.tensor([[-1.0], [0.0], [2.0]], dtype=torch.float64)
+    gap, error = jensen_gap(f, z, n_samples=20_000, generator=torch.Generator().manual_seed(0))
+    expected = 0.5 * (np.euler_gamma + math.log(2))
+    assert (error < 0.01).all()
+    assert ((gap - expected).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize(("a", "b"), [(1.0, 0.5), (2.0, 2.0), (-1.0, 3.0)])
+def test_the_jensen_gap_of_a_line_is_its_gaussian_integral(a, b):
+    f = StochasticGenerator(lambda z: a * z, lambda z: b * z)
+    z = torch.ones(1, 1, dtype=torch.float64)
+    gap, error = jensen_gap(f, z, n_samples=20_000, generator=torch.Generator().manual_seed(0))
+    # E log|a + bε| by quadrature, away from the (integrable) pole at ε = −a/b.
+    epsilon = np.linspace(-12, 12, 2_000_001) + 1e-6 / math.pi
+    density = np.exp(-0.5 * epsilon**2) / math.sqrt(2 * math.pi)
+    expected_log = np.trapezoid(np.log(np.abs(a + b * epsilon)) * density, epsilon)
+    expected = 0.5 * math.log(a**2 + b**2) - expected_log
+    assert abs(gap.item() - expected) < 4 * error.item() + 1e-4
+
+
+def test_the_jensen_gap_is_never_negative():
+    gap, error = jensen_gap(
+        network_with_noise(), random(20, 2), n_samples=500, generator=torch.Generator().manual_seed(0)
+    )
+    assert (gap > -3 * error).all()
+    assert gap.mean() > 0.01
+
+
+# The aggregate
+
+
+class Curved(nn.Module):
+    """A surface over two latents with a different tangent everywhere."""
+
+    def __init__(self, n_features):
+        super().__init__()
+        self.loadings = random(n_features, 2, seed=5)
+
+    def forward(self, z):
+        return torch.sin(z) @ self.loadings.T + 0.3 * (z**2) @ self.loadings.T.flip(0)
+
+
+def curved_mixture(n=40, n_features=5, *, tangent_variance=0.7, noise_variance=0.2, order=None):
+    codes, generator = random(n, 2), Curved(n_features)
+    centers = generator(codes) + 0.1 * random(n, n_features, seed=1)
+    order = torch.arange(n) if order is None else order
+    mixture = TangentMixture(centers[order], codes[order], generator)
+    mixture.set_bandwidths(tangent_variance=tangent_variance, noise_variance=noise_variance)
+    return mixture
+
+
+def by_hand(mixture, generator, n_neighbours=10):
+    """The same mixture, with every covariance written out."""
+    centers, codes = mixture.centers, mixture.codes
+    n, n_features = centers.shape
+    covariances = []
+    for i in range(n):
+        distance = (centers - centers[i]).norm(dim=1)
+        distance[i] = math.inf
+        nearest = distance.argsort()[: min(n_neighbours, n - 1)]
+        steps = codes[nearest] - codes[i]
+        sigma = steps.T @ steps / len(nearest)
+        j = torch.autograd.functional.jacobian(lambda one: generator(one[None])[0], codes[i])
+        isotropic = mixture.noise_variance * torch.eye(n_features, dtype=torch.float64)
+        covariances.append(mixture.tangent_variance * j @ sigma @ j.T + isotropic)
+    components = MultivariateNormal(centers, torch.stack(covariances))
+    return MixtureSameFamily(Categorical(torch.ones(n, dtype=torch.float64)), components)
+
+
+@pytest.mark.parametrize("n", [2, 7, 40, 70])
+@pytest.mark.parametrize("n_features", [1, 2, 5, 30])
+def test_the_aggregate_is_a_mixture_of_multivariate_normals(n, n_features):
+    mixture = curved_mixture(n, n_features)
+    rows = 2 * random(15, n_features, seed=9)
+    expected = by_hand(mixture, Curved(n_features)).log_prob(rows)
+    assert torch.allclose(mixture.log_prob(rows), expected, rtol=1e-9)
+
+
+def test_the_aggregate_integrates_to_one_in_the_plane():
+    mixture = curved_mixture(30, 2, tangent_variance=0.2, noise_variance=0.1)
+    side = torch.linspace(-20, 20, 301, dtype=torch.float64)
+    grid = torch.cartesian_prod(side, side)
+    density = torch.cat([mixture.log_prob(block) for block in grid.split(20_000)]).exp()
+    assert density.sum().item() * (side[1] - side[0]).item() ** 2 == pytest.approx(1, abs=1e-6)
+
+
+def test_the_aggregate_falls_with_the_distance_and_stays_finite_far_away():
+    mixture = curved_mixture(30, 5, tangent_variance=10.0, noise_variance=1e-3)
+    direction = mixture._tangents.basis[:, -1]  # along the longest axis of the last component
+    away = torch.logspace(1, 15, 15, dtype=torch.float64)[:, None] * direction
+    values = mixture.log_prob(away)
+    assert values.isfinite().all()
+    assert (values.diff() < 0).all()
+
+
+def test_the_order_of_the_centres_does_not_matter():
+    rows = random(10, 5, seed=9)
+    shuffled = curved_mixture(order=torch.from_numpy(np.random.default_rng(0).permutation(40)))
+    assert torch.allclose(shuffled.log_prob(rows), curved_mixture().log_prob(rows), rtol=1e-12)
+
+
+def test_the_order_of_the_rows_permutes_their_densities():
+    mixture, rows = curved_mixture(), random(10, 5, seed=9)
+    assert torch.allclose(mixture.log_prob(rows.flip(0)), mixture.log_prob(rows).flip(0), rtol=1e-13)
+
+
+def cross_validated(mixture, seed):
+    """The criterion of fit_bandwidths, from the densities of five mixtures written out."""
+    n = len(mixture.centers)
+    order = np.random.default_rng(seed).permutation(n)
+    values = []
+    for fold in range(5):
+        kept = np.setdiff1d(np.arange(n), order[fold::5])
+        other = TangentMixture(mixture.centers[kept], mixture.codes[kept], Curved(mixture.centers.shape[1]))
+        other.set_bandwidths(
+            tangent_variance=mixture.tangent_variance.item(), noise_variance=mixture.noise_variance.item()
+        )
+        values.append(
+            by_hand(other, Curved(other.centers.shape[1])).log_prob(mixture.centers[order[fold::5]])
+        )
+    return torch.cat(values).mean().item()
+
+
+def test_bandwidths_maximise_the_cross_validated_likelihood():
+    mixture = curved_mixture()
+    reached = mixture.fit_bandwidths(seed=3)
+    assert reached == pytest.approx(cross_validated(mixture, 3), rel=1e-9)
+    tangent, noise = mixture.tangent_variance.item(), mixture.noise_variance.item()
+    slopes = []
+    for by_tangent, by_noise in [(1.2, 1), (1 / 1.2, 1), (1, 1.2), (1, 1 / 1.2)]:
+        mixture.set_bandwidths(tangent_variance=by_tangent * tangent, noise_variance=by_noise * noise)
+        slopes.append(cross_validated(mixture, 3) - reached)
+    assert max(slopes) < 0
+
+
+def test_the_same_seed_gives_the_same_bandwidths():
+    first, second = curved_mixture(), curved_mixture()
+    assert first.fit_bandwidths(seed=1) == second.fit_bandwidths(seed=1)
+    assert torch.equal(first.tangent_variance, second.tangent_variance)
+    assert torch.equal(first.noise_variance, second.noise_variance)
+
+
+def test_bandwidths_grow_with_the_square_of_the_datas_unit():
+    mixture, generator = curved_mixture(), Curved(5)
+    mixture.fit_bandwidths(seed=1)
+    wide = TangentMixture(8 * mixture.centers, mixture.codes, lambda z: 8 * generator(z))
+    wide.fit_bandwidths(seed=1)
+    assert wide.tangent_variance.item() == pytest.approx(mixture.tangent_variance.item(), rel=1e-6)
+    assert wide.noise_variance.item() == pytest.approx(64 * mixture.noise_variance.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda centers, codes: (centers[:5].repeat(8, 1), codes[:5].repeat(8, 1)),
+        lambda centers, codes: (centers[:1].repeat(40, 1), codes[:1].repeat(40, 1)),
+        lambda centers, codes: (centers * torch.tensor([1.0, 1, 0, 0, 1]), codes),
+        lambda centers, codes: (centers, 0 * codes),
+        lambda centers, codes: (0 * centers, 0 * codes),
+    ],
+    ids=["duplicates", "all the same", "constant columns", "one code", "nothing at all"],
+)
+def test_degenerate_tables_give_finite_densities(spoil):
+    whole = curved_mixture()
+    mixture = TangentMixture(*spoil(whole.centers, whole.codes), Curved(5))
+    assert math.isfinite(mixture.fit_bandwidths(seed=0))
+    assert mixture.log_prob(torch.cat([mixture.centers, random(5, 5)])).isfinite().all()
+
+
+def test_fewer_rows_than_folds_are_refused():
+    with pytest.raises(ValueError, match=r"^bandwidths need at least 5 rows, got 4\.$"):
+        curved_mixture(4).fit_bandwidths(seed=0)
+
+
+def test_a_copys_density_follows_from_its_state_and_the_generator():
+    fitted = curved_mixture()
+    fitted.fit_bandwidths(seed=0)
+    again = TangentMixture(fitted.centers.clone(), fitted.codes.clone(), Curved(5))
+    again.load_state_dict(fitted.state_dict())
+    rows = random(10, 5, seed=9)
+    assert torch.equal(again.log_prob(rows), fitted.log_prob(rows))

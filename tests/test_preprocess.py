@@ -1,0 +1,81 @@
+"""Scaling: its inverse, its determinant, and columns that leave nothing to scale."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.func import jacrev
+
+from invgan.preprocess import AffineScaling
+
+
+def table(n=50, d=4, seed=0):
+    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return rows * torch.logspace(-6, 6, d) + torch.linspace(-1e3, 1e3, d)
+
+
+def images(dtype=torch.float64):
+    return torch.randint(3, 200, (20, 2, 3, 5), generator=torch.Generator().manual_seed(0)).to(dtype)
+
+
+FITTED = [(AffineScaling.standardize, table()), (AffineScaling.to_unit_range, images())]
+
+
+@pytest.mark.parametrize(("fit", "rows"), FITTED)
+def test_inverse_undoes_forward(fit, rows):
+    scaling = fit(rows)
+    assert torch.allclose(scaling.inverse(scaling(rows)), rows, rtol=1e-12, atol=1e-9)
+
+
+@pytest.mark.parametrize(("fit", "rows"), FITTED)
+def test_log_abs_det_is_autograds(fit, rows):
+    scaling, row = fit(rows), rows[0]
+    jacobian = jacrev(lambda x: scaling(x[None])[0])(row).reshape(row.numel(), -1)
+    assert scaling.log_abs_det == pytest.approx(torch.linalg.slogdet(jacobian)[1].item(), rel=1e-12)
+
+
+def test_standardized_columns_have_mean_0_and_standard_deviation_1():
+    scaled = AffineScaling.standardize(table())(table())
+    assert torch.allclose(scaled.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(scaled.std(0, correction=0), torch.ones(4, dtype=torch.float64))
+
+
+def test_unit_range_spans_minus_1_to_1_with_one_scale_for_all_pixels():
+    scaling = AffineScaling.to_unit_range(images())
+    scaled = scaling(images())
+    assert (scaled.min(), scaled.max()) == (-1, 1)
+    assert scaling.scale.shape == ()
+
+
+@given(st.floats(-1e18, 1e18), st.integers(2, 300))
+def test_a_constant_column_keeps_its_unit_whatever_its_value(value, n):
+    rows = torch.full((n, 1), value, dtype=torch.float64)
+    scaling = AffineScaling.standardize(rows)
+    assert scaling.scale.tolist() == [1]
+    assert scaling.log_abs_det == 0
+    assert scaling(rows).abs().max() <= 1e-12 * abs(value)
+
+
+def test_constant_images_keep_their_unit():
+    scaling = AffineScaling.to_unit_range(torch.full((3, 1, 2, 2), 7, dtype=torch.uint8))
+    assert scaling(torch.tensor([[[[7, 8]]]])).tolist() == [[[[0, 1]]]]
+    assert scaling.log_abs_det == 0
+
+
+def test_integers_become_single_precision_and_floats_keep_theirs():
+    scaling = AffineScaling.to_unit_range(images(torch.uint8))
+    assert scaling(images(torch.uint8)).dtype == torch.float32
+    assert scaling(images(torch.float32)).dtype == torch.float32
+    assert scaling(images()).dtype == torch.float64
+    assert scaling.log_abs_det == pytest.approx(-2 * 3 * 5 * math.log((199 - 3) / 2))
+
+
+def test_the_state_is_the_whole_of_a_scaling():
+    fitted = AffineScaling.standardize(table())
+    state = fitted.state_dict()
+    assert sorted(state) == ["scale", "shift"]
+    again = AffineScaling(state["shift"], state["scale"], (4,))
+    assert torch.equal(again(table(seed=1)), fitted(table(seed=1)))
+    assert again.log_abs_det == fitted.log_abs_det
