@@ -357,7 +357,7 @@ def test_the_command_exits_with_its_code():
 
 GOOD = "0.1,0.2,0.3\n" * 12
 MISTAKES = {
-    f"{GOOD}1,nan,2\n": "row 13 (line 14), column 'b': found 'nan', a missing value; fill it in or drop the row.",
+    f"1,2,NA\n{GOOD}": "row 1 (line 2), column 'c': found 'NA', a missing value; fill it in or drop the row.",
     f"1,,2\n{GOOD}": "row 1 (line 2), column 'b': found no value; fill it in or drop the row.",
     f"1,2,-inf\n{GOOD}": "row 1 (line 2), column 'c': found -inf; replace it with a finite number.",
     f"1e30,2,3\n{GOOD}": "row 1 (line 2), column 'a': found 1e+30, above 1e+18 in size; rescale the column.",
@@ -509,13 +509,15 @@ def test_a_folder_that_takes_no_files(here, refused):
     )
 
 
+def full(*_):
+    """Stand in for a system call on a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_no_space_left(here, refused, monkeypatch):
     write_csv("t.csv", rows()[0])
     Path("s.csv").write_text("old")
     Path("r.html").write_text("old")
-
-    def full(*_):
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", full)
     assert refused("fit", "t.csv", "--out", "m", *QUICK) == (
@@ -532,18 +534,20 @@ def test_no_space_left(here, refused, monkeypatch):
 
 def test_no_space_left_for_the_model_keeps_the_training(here, capsys, monkeypatch):
     write_csv("t.csv", rows()[0])
-    write = artifact.write
-
-    def full(path, *, kind, **rest):
-        if kind == "model":
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        write(path, kind=kind, **rest)
-
-    fit = ["fit", "t.csv", "--out", "m", "--checkpoint-every", "20", *QUICK]
+    save = InvGAN.save
+    fit = ["fit", "t.csv", "--out", "m", *QUICK]
     with monkeypatch.context() as patch:
-        patch.setattr(artifact, "write", full)
+
+        def save_to_a_full_disk(self, path):
+            patch.setattr(os, "fsync", full)
+            save(self, path)
+
+        patch.setattr(InvGAN, "save", save_to_a_full_disk)
         assert main(fit) == 2
-    assert capsys.readouterr() == ("", "invgan: [Errno 28] No space left on device\n")
+    assert capsys.readouterr() == (
+        "",
+        "invgan: m: could not be written (No space left on device); free some space and save again.\n",
+    )
     assert sorted(os.listdir()) == ["m.checkpoint", "t.csv"]
     assert main(fit) == 0
     assert sorted(os.listdir()) == ["m", "t.csv"]

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.distributions import Independent, Normal, kl_divergence
 
-from invgan.gan import ADVERSARIAL_LOSSES, GAN, GRADIENT_PENALTY, aggregated_posterior_kl
+from invgan.gan import ADVERSARIAL_LOSSES, GAN, GRADIENT_PENALTY, Inverse, aggregated_posterior_kl
 from invgan.networks import RBFVariance, mlp
 from invgan.training import Sample, Schedule, train
 
@@ -97,6 +97,22 @@ def test_every_parameter_of_the_four_networks_is_moved_by_a_step():
     schedule = Schedule(max_steps=1, batch_size=ROWS, averaging=0)
     train(gan, draw(ROWS, D), None, prepare=nn.Identity(), schedule=schedule, seed=0)
     assert [name for name, parameter in gan.named_parameters() if parameter.equal(before[name])] == []
+
+
+def test_inverse_trains_h_and_sigma_by_lines_11_and_13_and_leaves_the_rest_as_it_is():
+    gan = make(generator=mlp([LATENT, 8, D], batch_norm=True))
+    inverse = Inverse(gan)
+    assert [(update.name, update.loss) for update in inverse.updates()] == [
+        ("reconstruction", gan.reconstruction_loss),
+        ("inversion", gan.inversion_loss),
+    ]
+    generator = {name: tensor.clone() for name, tensor in gan.generator.state_dict().items()}
+    before = digests(gan)
+    schedule = Schedule(max_steps=1, batch_size=ROWS, averaging=0)
+    train(inverse, draw(ROWS, D), None, prepare=nn.Identity(), schedule=schedule, seed=0)
+    after = digests(gan)
+    assert {name for name in before if before[name] != after[name]} == {"inference", "variance"}
+    assert all(tensor.equal(generator[name]) for name, tensor in gan.generator.state_dict().items())
 
 
 # ---------------------------------------------------------------- lines 7 and 9

@@ -15,7 +15,6 @@ import subprocess
 import sys
 import threading
 import time
-import traceback
 from dataclasses import asdict
 from pathlib import Path
 
@@ -27,13 +26,12 @@ from torch import nn
 
 from invgan import InvGAN, artifact, training
 from invgan.errors import InputError, TrainingDivergedError
-from invgan.gan import GAN
-from invgan.networks import RBFVariance, mlp
+from invgan.networks import mlp
 from invgan.training import (
     LOG_EVERY,
     Checkpointing,
-    History,
     Machine,
+    Moved,
     Schedule,
     Trainable,
     Update,
@@ -59,7 +57,7 @@ class Denoiser(Trainable):
     def updates(self):
         return (
             Update("denoise", self.loss, (self.network,)),
-            Update("shrink", self.shrink, (self.network,), 0.1),
+            Update("shrink", self.shrink, (Moved(self.network, rate=0.1),)),
         )
 
     def loss(self, sample):
@@ -166,7 +164,7 @@ class Recorder(Denoiser):
 def test_an_epoch_shows_each_row_once_but_for_the_rest_that_fills_no_batch(n_rows):
     model = Recorder()
     fit(model, rows=np.arange(float(n_rows))[:, None], max_steps=6)
-    epochs = [sum(model.batches[:3], []), sum(model.batches[3:], [])]
+    epochs = np.reshape(model.batches, (2, 24)).tolist()
     for epoch in epochs:
         assert len(set(epoch)) == len(epoch) == 24
         assert set(epoch) <= set(range(n_rows))
@@ -264,13 +262,36 @@ def test_fused_steps_are_adams(name):
 
 
 @pytest.mark.parametrize("decay", [True, False])
-def test_learning_rate_is_a_half_cosine(decay):
+@pytest.mark.parametrize(
+    ("pace", "factor"),
+    [
+        ({}, np.ones(12)),
+        ({"rate": 0.5}, np.full(12, 0.5)),
+        ({"fades_by": 0.75}, np.maximum(0, 1 - np.arange(12) / 9)),
+    ],
+)
+def test_learning_rate_is_a_half_cosine_times_the_module_s_own(decay, pace, factor):
     model = Line()
-    model.updates = lambda: (Update("height", model.height, (model,), 0.5),)
+    model.updates = lambda: (Update("height", model.height, (Moved(model, **pace),)),)
     fit(model, max_steps=12, learning_rate=0.1, learning_rate_decay=decay, averaging=0)
     steps = -np.diff([*model.path, model.weight.item()])  # under a constant gradient Adam's step is its rate
-    rates = 0.05 * (1 + np.cos(np.pi * np.arange(12) / 12)) / 2 if decay else np.full(12, 0.05)
-    np.testing.assert_allclose(steps, rates, rtol=1e-7)
+    cosine = (1 + np.cos(np.pi * np.arange(12) / 12)) / 2 if decay else np.ones(12)
+    np.testing.assert_allclose(steps, 0.1 * factor * cosine, rtol=1e-6)
+
+
+@pytest.mark.parametrize("betas", [None, (0.9, 0.99)])
+def test_a_module_may_have_decay_rates_of_its_own(betas):
+    """After gradients 1 and −3, Adam's second step is −m̂/√v̂ with these moments."""
+    model = Line()
+    model.height = lambda sample: (
+        (model.path.append(model.weight.item()) or model.weight) * (-3) ** (len(model.path) - 1)
+    )
+    model.updates = lambda: (Update("height", model.height, (Moved(model, betas=betas),)),)
+    fit(model, max_steps=2, learning_rate=0.1, learning_rate_decay=False, averaging=0, betas=(0.5, 0.999))
+    first, second = betas or (0.5, 0.999)
+    mean = ((1 - first) * first - 3 * (1 - first)) / (1 - first**2)
+    square = ((1 - second) * second + 9 * (1 - second)) / (1 - second**2)
+    assert model.weight.item() == pytest.approx(-0.1 - 0.1 * mean / math.sqrt(square), rel=1e-6)
 
 
 @pytest.mark.parametrize("steps", [1, 7, 10, 35])
@@ -350,14 +371,12 @@ def test_a_loss_that_is_not_finite_is_named_with_its_step(bad, word, step, tmp_p
             return (*super().updates(), Update("second", self.second, (self,)))
 
         def second(self, sample):
-            return self.weight * (bad if len(self.path) >= step else 1) + (
-                bad if len(self.path) >= step else 0
-            )
+            return self.weight.clone() if len(self.path) < step else self.weight + bad
 
     with pytest.raises(TrainingDivergedError) as raised:
         fit(Bad(), max_steps=50, checkpointing=Checkpointing(tmp_path / "c", every=25))
     assert str(raised.value) == (
-        f"the second loss became {word if step != 1 or math.isnan(bad) else word} at step {step}; "
+        f"the second loss became {word} at step {step}; "
         "try a smaller learning_rate, another loss, or look for extreme values in the data."
     )
     # The last checkpoint is from before it.
@@ -473,17 +492,10 @@ def test_early_stopping_continues_with_its_best_weights(crash, tmp_path):
     assert run(checkpointing) == expected  # also from a checkpoint of a run that has ended
 
 
-def test_checkpoints_change_nothing():
+def test_checkpoints_change_nothing_and_an_empty_folder_will_do(tmp_path):
     plain, saving = Denoiser(networks()["plain"]), Denoiser(networks()["plain"])
     expected = fit(plain, validation=ROWS[:8], **SETTINGS)
-    import tempfile
-
-    with tempfile.TemporaryDirectory() as folder:
-        # An empty folder will do, too.
-        assert (
-            fit(saving, validation=ROWS[:8], checkpointing=Checkpointing(Path(folder), 1), **SETTINGS)
-            == expected
-        )
+    assert fit(saving, validation=ROWS[:8], checkpointing=Checkpointing(tmp_path, 1), **SETTINGS) == expected
     assert_same_state(plain, saving)
 
 
@@ -591,31 +603,36 @@ def test_training_in_another_thread_leads_to_the_same_weights():
 # ---------------------------------------------------------------- a process that is killed
 
 
-def estimator(folder, **settings):
-    detector = InvGAN(
-        max_steps=300,
+STEPS = 200
+
+
+def estimator(folder, checkpoint=None):
+    """Fit and save a model, which tells of its scores by its tensors."""
+    InvGAN(
+        max_steps=STEPS,
         batch_size=32,
         latent_dim=1,
         random_state=0,
+        checkpoint=checkpoint,
         checkpoint_every=40,
         device="cpu",
-        **settings,
-    ).fit(ROWS)
-    detector.save(folder)
-    return detector.score_samples(ROWS[:5])
+    ).fit(ROWS).save(folder)
 
 
-def start(work, note):
-    """Run in a new process, a copy of this one; note down how it ends."""
+def start(folder, checkpoint=None):
+    """Fit in a new process, a copy of this one; if it fails, write down how."""
     if child := os.fork():
         return child
     try:
-        work()
+        estimator(folder, checkpoint)
     except BaseException as error:
-        note.write_text(f"{type(error).__name__}: {error}")
-        traceback.print_exc()
+        folder.with_suffix(".note").write_text(f"{type(error).__name__}: {error}")
         os._exit(1)
     os._exit(0)
+
+
+def exit_code(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def wait_for_step(checkpoint, step):
@@ -626,34 +643,28 @@ def wait_for_step(checkpoint, step):
 
 
 def disturb(folder):
-    """Fit undisturbed, killed four times, and interrupted; leave three models."""
+    """Fit undisturbed, killed three times, and interrupted; leave three models."""
     torch.set_num_threads(1)
+    assert exit_code(start(folder / "undisturbed")) == 0
 
-    def finish(name, **settings):
-        work = functools.partial(estimator, folder / name, **settings)
-        assert os.waitpid(start(work, folder / f"{name}.note"), 0)[1] == 0
-
-    finish("undisturbed")
-    for step in (None, 40, 120, 200):  # None: before the first checkpoint, or about it
-        checkpoint = folder / "killed.checkpoint"
-        child = start(lambda: estimator(folder / "killed", checkpoint=checkpoint), folder / "note")
+    killed = folder / "killed", folder / "killed.checkpoint"
+    for step in (None, 40, 120):  # None: before the first checkpoint, or about it
+        child = start(*killed)
         if step is not None:
-            wait_for_step(checkpoint, step)
-        time.sleep(random.uniform(0, 0.05))
+            wait_for_step(killed[1], step)
+        time.sleep(random.uniform(0, 0.1))
         os.kill(child, signal.SIGKILL)
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
-    finish("killed", checkpoint=checkpoint)
+        assert exit_code(child) == -signal.SIGKILL
+    assert exit_code(start(*killed)) == 0
 
-    checkpoint = folder / "interrupted.checkpoint"
-    child = start(
-        lambda: estimator(folder / "interrupted", checkpoint=checkpoint), folder / "interrupted.note"
-    )
-    wait_for_step(checkpoint, 80)
+    interrupted = folder / "interrupted", folder / "interrupted.checkpoint"
+    child = start(*interrupted)
+    wait_for_step(interrupted[1], 80)
     os.kill(child, signal.SIGINT)
-    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 1
-    note = f"{(folder / 'interrupted.note').read_text()} ({artifact.read(checkpoint).metadata['step']} saved)"
-    (folder / "interrupted.note").write_text(note)
-    finish("interrupted", checkpoint=checkpoint)
+    assert exit_code(child) == 1
+    with (folder / "interrupted.note").open("a") as note:
+        note.write(f" ({artifact.read(interrupted[1]).metadata['step']} saved)")
+    assert exit_code(start(*interrupted)) == 0
 
 
 def as_script(part, folder):
@@ -681,13 +692,13 @@ def test_a_killed_or_interrupted_fit_ends_in_the_same_model_bit_for_bit(disturbe
     assert model.tensors.keys() == expected.tensors.keys()
     assert [key for key in expected.tensors if not model.tensors[key].equal(expected.tensors[key])] == []
     assert model.metadata["model"] == expected.metadata["model"]  # the history is in it
-    assert len(model.metadata["model"]["history"]["steps"]) == 300 / LOG_EVERY
+    assert len(model.metadata["model"]["history"]["steps"]) == STEPS / LOG_EVERY
 
 
 def test_an_interrupted_fit_saves_the_step_it_reached_and_says_where(disturbed):
     note = (disturbed / "interrupted.note").read_text()
     told = re.fullmatch(
-        rf"KeyboardInterrupt: stopped after step (\d+) of 300; the same fit continues from "
+        rf"KeyboardInterrupt: stopped after step (\d+) of {STEPS}; the same fit continues from "
         rf"{re.escape(str(disturbed))}/interrupted\.checkpoint \((\d+) saved\)",
         note,
     )
@@ -699,39 +710,136 @@ def test_an_interrupted_fit_saves_the_step_it_reached_and_says_where(disturbed):
 # ---------------------------------------------------------------- several processes
 
 
-def nan_at_25(model, rows):
+def bad_at_25(model, rows):
+    """Spoil the first process's share of the 25th batch."""
     model.calls = getattr(model, "calls", 0) + 1
-    if model.calls == 25:
+    if model.calls == 25 and os.environ.get("LOCAL_RANK") == "0":
         rows += math.nan
 
 
-def in_two_processes(folder):
-    """Train in two processes: interrupted, continued, and diverging; write down what came of each."""
-    settings = {"machine": Machine("cpu", processes=2), "validation": ROWS[:10], "validate_every": 15}
-    checkpointing = Checkpointing(folder / "c", every=100)
-    results = {"logs": []}
-    try:
-        # The signal arrives while the processes go on, at whatever step they are then.
-        fit(
-            Denoiser(networks()["plain"]),
-            checkpointing=checkpointing,
-            on_log=lambda step, losses: os.kill(os.getpid(), signal.SIGINT) if step == 20 else None,
-            **(settings | {"max_steps": 3000}),
-        )
-    except KeyboardInterrupt as interrupt:
-        results["interrupt"] = str(interrupt)
-    results["saved"] = artifact.read(checkpointing.path).metadata["step"]
-    (folder / "c").rename(folder / "long")
+IN_PROCESSES = {"max_steps": 60, "validate_every": 15}
 
-    model = Denoiser(networks()["plain"])
-    history = fit(model, on_log=lambda *log: results["logs"].append(log), max_steps=60, **settings)
-    results["history"] = asdict(history)
+
+def in_two_processes(folder):
+    """Train in two processes: interrupted, continued, and diverging; leave what came of each."""
+    run = functools.partial(fit, validation=ROWS[:10], machine=Machine("cpu", processes=2), **IN_PROCESSES)
+    checkpointing, results, logs = Checkpointing(folder / "c", every=50), {}, []
+
+    def interrupt(step, losses):
+        os.kill(os.getpid(), signal.SIGINT)
+
     try:
-        fit(Denoiser(networks()["plain"], nan_at_25), **settings)
+        run(Denoiser(networks()["plain"], wait_at_25), checkpointing=checkpointing, on_log=interrupt)
+    except KeyboardInterrupt as error:
+        results["interrupted"] = str(error)
+    results["saved"] = artifact.read(checkpointing.path).metadata["step"]
+    model = Denoiser(networks()["plain"])
+    history = run(model, checkpointing=checkpointing, on_log=lambda *log: logs.append(log))
+    try:
+        run(Denoiser(networks()["plain"], bad_at_25))
     except TrainingDivergedError as error:
         results["diverged"] = str(error)
-    artifact.write(folder / "model", kind="test", metadata={}, tensors=model.state_dict())
-    (folder / "results.json").write_text(json.dumps(results))
+    results |= {"history": asdict(history), "logs": logs}
+    artifact.write(folder / "model", kind="test", metadata=results, tensors=model.state_dict())
+
+
+def wait_at_25(model, rows):
+    """Give the signal of step 20 the time to come."""
+    model.calls = getattr(model, "calls", 0) + 1
+    if model.calls == 25:
+        time.sleep(1)
+
+
+@pytest.fixture(scope="module")
+def shared_out(tmp_path_factory):
+    folder = as_script("in_two_processes", tmp_path_factory.mktemp("processes"))
+    return folder, artifact.read(folder / "model")
+
+
+def test_two_processes_end_in_the_weights_of_one(shared_out):
+    _, result = shared_out
+    model = Denoiser(networks()["plain"])
+    history = fit(model, validation=ROWS[:10], **IN_PROCESSES)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(result.tensors[name], tensor, rtol=0, atol=1e-6)
+    theirs = result.metadata["history"]
+    assert theirs["steps"] == history.steps == [20, 40, 60]
+    assert theirs["validation_scores"] == pytest.approx(history.validation_scores, abs=1e-6)
+    for name, losses in history.losses.items():
+        assert theirs["losses"][name] == pytest.approx(losses, abs=1e-6)
+
+
+def test_two_processes_are_interrupted_saved_and_continued_together(shared_out):
+    folder, result = shared_out
+    saved = result.metadata["saved"]
+    assert 20 < saved <= 26
+    assert result.metadata["interrupted"] == (
+        f"stopped after step {saved} of 60; the same fit continues from {folder / 'c'}"
+    )
+    assert [step for step, _ in result.metadata["logs"]] == [40, 60]
+
+
+def test_divergence_in_one_of_two_processes_is_told_as_in_one(shared_out):
+    _, result = shared_out
+    assert result.metadata["diverged"] == (
+        "the denoise loss became nan at step 25; "
+        "try a smaller learning_rate, another loss, or look for extreme values in the data."
+    )
+
+
+# ---------------------------------------------------------------- low precision
+
+
+def test_low_precision_keeps_losses_and_weights_in_float32(monkeypatch):
+    model, seen = Denoiser(networks()["plain"]), []
+    monkeypatch.setattr(model, "on_batch", lambda _, rows: seen.append(model.network(rows).dtype))
+    fit(model, machine=Machine("cpu", precision="bf16-mixed"))
+    history = fit(exact := Denoiser(networks()["plain"]))
+    low = fit(model := Denoiser(networks()["plain"]), machine=Machine("cpu", precision="bf16-mixed"))
+    assert set(seen) == {torch.bfloat16}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert low.losses["denoise"] == pytest.approx(history.losses["denoise"], rel=0.05)
+    assert not model.network[0].weight.equal(exact.network[0].weight)
+
+
+# ---------------------------------------------------------------- progress
+
+LOSSES = {"discriminator": 0.79312, "generator": 1.49, "reconstruction": -49.3333, "inversion": 0.321}
+LINE = "discriminator 0.793  generator 1.49  reconstruction -49.3  inversion 0.321"
+
+
+def show(monkeypatch, steps, *, total, terminal):
+    """Return the lines that are left on an 80-column screen, or in a file, at the end."""
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=terminal, width=80, color_system=None)
+    monkeypatch.setattr(training, "Console", lambda *, stderr: console)
+    with progress_bar("training", total, enabled=True) as on_log:
+        for step in steps:
+            on_log(step, LOSSES)
+    screen = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue().rsplit("\x1b[2K", 1)[-1])
+    return [line.rstrip() for line in screen.replace("\r", "").splitlines()]
+
+
+def test_progress_shows_steps_time_left_and_every_loss_within_80_columns(monkeypatch):
+    bar, losses = show(monkeypatch, [50, 100, 1500], total=1500, terminal=True)
+    assert re.fullmatch(r"training ━{30} 1500/1500 steps, time left 0:00:00", bar)
+    assert losses == LINE
+    assert len(bar) <= 80
+
+
+def test_progress_of_a_run_that_stopped_early_ends_where_it_stopped(monkeypatch):
+    bar, _ = show(monkeypatch, [50, 700], total=1500, terminal=True)
+    assert "━ 700/700 steps" in bar
+
+
+def test_progress_in_a_file_is_one_line(monkeypatch):
+    assert show(monkeypatch, [50, 100], total=100, terminal=False) == [f"training: 100 steps  {LINE}"]
+
+
+def test_progress_that_nobody_asked_for_shows_nothing(capfd):
+    with progress_bar("training", 10, enabled=False) as on_log:
+        assert on_log is None
+    assert capfd.readouterr() == ("", "")
 
 
 if __name__ == "__main__":

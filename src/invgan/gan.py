@@ -54,6 +54,9 @@ class GAN(Trainable):
         Dimension d of the latent space, whose prior is N(0, I).
     loss : {"saturating", "non-saturating", "hinge", "wasserstein"}
         The adversarial loss; the paper's is the saturating one, and its section 3 allows any divergence.
+    instance_noise : float
+        Standard deviation of the noise on whatever the discriminator sees, in units of the scaled data: it
+        gives real and generated rows a common support (Sønderby et al., 2017). The paper has none.
 
     Source
     ------
@@ -69,12 +72,14 @@ class GAN(Trainable):
         *,
         latent_dim: int,
         loss: str = "non-saturating",
+        instance_noise: float = 0.0,
     ) -> None:
         super().__init__()
         self.generator, self.discriminator = generator, discriminator
         self.inference, self.variance = inference, variance
         self.latent_dim = latent_dim
         self.loss = loss
+        self.instance_noise = instance_noise
 
     @property
     def stochastic_generator(self) -> StochasticGenerator:
@@ -96,7 +101,7 @@ class GAN(Trainable):
         with torch.no_grad():
             fake = self.generator(sample.normal(self.latent_dim))
         critic_loss, _ = ADVERSARIAL_LOSSES[self.loss]
-        loss = critic_loss(self.discriminator(real).float(), self.discriminator(fake).float())
+        loss = critic_loss(self._logits(real, sample), self._logits(fake, sample))
         if self.loss == "wasserstein":
             loss = loss + GRADIENT_PENALTY * self._gradient_penalty(real, fake.float(), sample)
         return loss
@@ -104,7 +109,7 @@ class GAN(Trainable):
     def generator_loss(self, sample: Sample) -> Tensor:
         """Line 9: make generated rows look real."""
         _, generator_loss = ADVERSARIAL_LOSSES[self.loss]
-        return generator_loss(self.discriminator(self.generator(sample.normal(self.latent_dim))).float())
+        return generator_loss(self._logits(self.generator(sample.normal(self.latent_dim)), sample))
 
     def reconstruction_loss(self, sample: Sample) -> Tensor:
         r"""Line 11: L_{h,σ}, the negative log-likelihood of real rows plus the aggregated-posterior KL.
@@ -132,6 +137,11 @@ class GAN(Trainable):
     def validation_score(self, rows: Tensor) -> Tensor:
         """Mean of log p(x | h(x)) + log p(h(x)) over held-out rows, in nats of the scaled data."""
         return joint(self.stochastic_generator, rows, self.inference(rows)).mean()
+
+    def _logits(self, rows: Tensor, sample: Sample) -> Tensor:
+        if self.instance_noise > 0:
+            rows = rows + self.instance_noise * sample.normal(*rows.shape[1:])
+        return self.discriminator(rows).float()
 
     def _gradient_penalty(self, real: Tensor, fake: Tensor, sample: Sample) -> Tensor:
         mix = sample.uniform(*[1] * (real.ndim - 1))

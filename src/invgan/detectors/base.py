@@ -176,7 +176,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             "detector": type(self).__name__,
             "parameters": self._plain_parameters(),
             "data_shape": list(self.data_shape_),
-            "feature_names": list(getattr(self, "feature_names_in_", [])) or None,
+            "feature_names": [str(name) for name in getattr(self, "feature_names_in_", [])] or None,
             "false_positive_rate": self.false_positive_rate_,
         }
         calibration = {"calibration_scores": torch.from_numpy(self.calibration_scores_)}
@@ -272,9 +272,15 @@ def load(path: str | Path) -> AnomalyDetector:
         detector._validate_params()
         detector.data_shape_ = tuple(int(side) for side in metadata["data_shape"])
         detector.n_features_in_ = detector.data_shape_[0]
-        if metadata["feature_names"]:
-            detector.feature_names_in_ = np.array(metadata["feature_names"], dtype=object)
+        names = metadata["feature_names"]
+        if names is not None:
+            if len(names) != detector.n_features_in_ or not all(isinstance(name, str) for name in names):
+                raise ValueError(f"it has {detector.n_features_in_} columns, but not as many names")
+            detector.feature_names_in_ = np.array(names, dtype=object)
         detector.calibration_scores_ = tensors.pop("calibration_scores").numpy()
+        for name, tensor in tensors.items():
+            if not tensor.isfinite().all():
+                raise ValueError(f"tensor '{name}' has values that are not finite")
         detector._restore(metadata["model"], tensors)
         return detector.set_threshold(metadata["false_positive_rate"])
     except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:

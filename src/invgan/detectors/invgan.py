@@ -369,6 +369,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
             if self._setting("centers") == "data":
                 means = self._blocks(self._generate, codes)
                 gan.variance = RBFVariance(*self._variance_shape(), max_std=MAX_STD).to(codes)
+                gan.variance.requires_grad_(False)
                 gan.variance.fit_centers(codes, seed=seed)
                 scaled = self._blocks(lambda block: self._prepare(block).flatten(1), rows)
                 gan.variance.fit_weights(codes, scaled - means)
@@ -581,6 +582,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
         self.gan_ = self._build(None, n_centers=tensors["gan.variance.weight"].shape[1])
         # Shapes are compared with those of the architecture before anything is assigned.
         self.gan_.load_state_dict(_part(tensors, "gan."), assign=True)
+        self._check_shapes(tensors)
         scaling = _part(tensors, "scaling.")
         self.scaling_ = AffineScaling(scaling["shift"], scaling["scale"], self.data_shape_)
         self._to_scoring_precision()
@@ -591,6 +593,20 @@ class InvGAN(TransformerMixin, AnomalyDetector):
                 mixture["centers"].to(self._device()), mixture["codes"].to(self._device())
             )
         self.mixture_.load_state_dict(mixture)
+
+    def _check_shapes(self, tensors: dict[str, Tensor]) -> None:
+        """Compare the tensors outside the networks, which check their own, with the shape of the data."""
+        n_features, n_components = math.prod(self.data_shape_), len(tensors["mixture.codes"])
+        expected = {
+            "scaling.shift": self.data_shape_ if len(self.data_shape_) == 1 else (),
+            "scaling.scale": self.data_shape_ if len(self.data_shape_) == 1 else (),
+            "typical": (n_features,),
+            "mixture.centers": (n_components, n_features),
+            "mixture.codes": (n_components, self.latent_dim_),
+        }
+        for name, shape in expected.items():
+            if tensors[name].shape != shape:
+                raise ValueError(f"tensor '{name}' has shape {tuple(tensors[name].shape)}, not {shape}")
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
