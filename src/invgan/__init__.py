@@ -4,9 +4,26 @@ An implementation of "Estimate the Implicit Likelihoods of GANs with Application
 (Ren, Li, Zhou, Li, WWW 2020).
 """
 
-from invgan.detectors import InvGAN, load
+from typing import TYPE_CHECKING, Any
+
 from invgan.errors import InputError, TrainingDivergedError
+
+if TYPE_CHECKING:
+    from invgan.detectors import InvGAN, load
 
 __version__ = "0.1.0"
 
 __all__ = ["InputError", "InvGAN", "TrainingDivergedError", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    # PyTorch takes seconds to import; `invgan --help` and `import invgan.errors` do without it.
+    if name in ("InvGAN", "load"):
+        from invgan import detectors
+
+        return getattr(detectors, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

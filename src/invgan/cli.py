@@ -360,8 +360,8 @@ def report(
     It shows the most anomalous rows, the scores, the training and, with --label, how well it finds anomalies.
     """
     _require_file_target(out, data)
-    from invgan.experiments.demo import report_content
     from invgan.report import write_report
+    from invgan.report.of_model import report_content
 
     detector = _load(model)
     rows, is_anomaly = _read(data, label=label)
@@ -381,7 +381,7 @@ def report(
 @app.command()
 def info(model: ModelArgument) -> None:
     """Describe MODEL: its data, size, threshold and training."""
-    from invgan.experiments.demo import model_card
+    from invgan.report.of_model import model_card
 
     groups = model_card(_load(model))
     size = sum(file.stat().st_size for file in model.iterdir() if file.is_file())
@@ -466,7 +466,7 @@ def _own_names(rows: "Table | Images") -> list[str] | None:
 
 
 def _judge(detector: "InvGAN", rows: "Table | Images", data: Path) -> "Scores":
-    from invgan.experiments.demo import judge
+    from invgan.report.of_model import judge
 
     return judge(detector, detector.score_samples(_matched(detector, rows, data)))
 

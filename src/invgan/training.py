@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 import math
 import os
 import signal
@@ -249,9 +250,8 @@ def _check_sizes(n_rows: int, schedule: Schedule, machine: Machine) -> None:
 def _run_in_processes(
     fabric: Fabric, on_log: OnLog | None, interrupted: Tensor, model: Trainable, *arguments: Any
 ) -> History:
-    """Train copies of the model in step; the first process reports, and shares its weights."""
+    """Train copies of the model in step; the first process reports, and leaves its weights in the model."""
     interrupted.share_memory_()
-    weights = {name: tensor.clone().share_memory_() for name, tensor in model.state_dict().items()}
     receiver, sender = torch.multiprocessing.get_context("spawn").Pipe(duplex=False)
     outcome: list[Any] = []
 
@@ -266,8 +266,10 @@ def _run_in_processes(
 
     listener = threading.Thread(target=listen, daemon=True)
     listener.start()
+    # Bound to the function, because Fabric looks through arguments for modules and stops at our dataclasses.
+    work = functools.partial(_work, sender=sender, interrupted=interrupted, model=model, arguments=arguments)
     try:
-        fabric.launch(_work, sender, weights, interrupted, model, *arguments)
+        fabric.launch(work)
         failure = None
     except ProcessException as error:
         failure = error
@@ -277,20 +279,14 @@ def _run_in_processes(
     result = outcome[0] if outcome else failure
     if not isinstance(result, History):
         raise result or RuntimeError("the training processes ended without a result")
-    model.load_state_dict(weights)
     model.eval()
     return result
 
 
 def _work(
-    fabric: Fabric,
-    sender: Connection,
-    weights: dict[str, Tensor],
-    interrupted: Tensor,
-    model: Trainable,
-    *arguments: Any,
+    fabric: Fabric, *, sender: Connection, interrupted: Tensor, model: Trainable, arguments: tuple[Any, ...]
 ) -> None:
-    """Be one of several processes."""
+    """Be one of several processes; the given model is shared by all, so each trains a copy."""
     parent = os.getppid()
 
     def handler(signum: int, frame: object) -> None:
@@ -301,16 +297,16 @@ def _work(
     signal.signal(signal.SIGINT, handler)
     if not fabric.is_global_zero:
         interrupted = torch.zeros(())
+    copied = copy.deepcopy(model)
     try:
-        history = _run(fabric, lambda *log: sender.send(log), interrupted, model, *arguments)
+        history = _run(fabric, lambda *log: sender.send(log), interrupted, copied, *arguments)
     except (InputError, TrainingDivergedError, KeyboardInterrupt) as error:
         if not fabric.is_global_zero:
             fabric.barrier()  # until the first process, which meets the same error, has told it and ended
         sender.send(error)
         raise SystemExit(1) from None
     if fabric.is_global_zero:
-        for name, tensor in model.state_dict().items():
-            weights[name].copy_(tensor)
+        model.load_state_dict(copied.state_dict())
         sender.send(history)
 
 

@@ -1,11 +1,13 @@
-"""What every reader checks before it takes memory, and the files that both tables and images come in."""
+"""What every reader checks before it takes memory, what every writer promises, and shared file formats."""
 
 import math
+import os
+import secrets
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -62,6 +64,27 @@ def require_memory(place: object, size: int) -> None:
             f"{place}: needs {size / 2**30:,.1f} GiB of memory, {available / 2**30:,.1f} GiB is free; "
             "use fewer or smaller rows."
         )
+
+
+def write_whole(path: Path, write: Callable[[BinaryIO], object], *, what: str) -> None:
+    """Write a file that appears at `path` whole or not at all; `what` names it in the message."""
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
+    try:
+        try:
+            with open(partial, "xb") as file:
+                write(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
+        except BaseException:
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise InputError(
+            f"{path}: the {what} could not be written ({error.strerror or error}); "
+            "choose a file in an existing folder that you may write to, on a disk with space left."
+        ) from error
 
 
 def array_headers(path: Path) -> dict[str, ArrayHeader]:

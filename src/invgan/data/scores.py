@@ -1,14 +1,13 @@
 """The table of scores that comes out: one line per row of data."""
 
-import contextlib
 import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
+from invgan.data.files import write_whole
 from invgan.errors import InputError
 
 FORMATS = (".csv", ".parquet")
@@ -84,26 +83,8 @@ def write_scores(path: str | os.PathLike[str], scores: Scores) -> None:
             "is_anomaly": scores.is_anomaly,
         }
     )
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        try:
-            with open(partial, "xb") as file:
-                if path.suffix.lower() == ".csv":
-                    frame.write_csv(file)
-                else:
-                    frame.write_parquet(file)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(
-            f"{path}: the scores could not be written ({error.strerror or error}); "
-            "choose a file in an existing folder that you may write to, on a disk with space left."
-        ) from error
+    write = frame.write_csv if path.suffix.lower() == ".csv" else frame.write_parquet
+    write_whole(path, write, what="scores")
 
 
 def require_scores_type(path: Path) -> None:

@@ -33,7 +33,7 @@ from invgan.likelihood import (
 )
 from invgan.networks import RBFVariance
 from invgan.preprocess import AffineScaling
-from invgan.training import Checkpointing, History, Machine, Schedule, progress_bar, train
+from invgan.training import Checkpointing, History, Machine, Schedule, _threads_for, progress_bar, train
 
 METHODS = ("aggregate", "joint", "riemannian")
 PRIOR_DRAWS = 10_000
@@ -397,7 +397,8 @@ class InvGAN(TransformerMixin, AnomalyDetector):
 
     @contextmanager
     def _scoring(self) -> Iterator[None]:
-        with torch.no_grad(), torch.autocast(self._device().type, enabled=False):
+        device = self._device()
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), _threads_for(self.gan_, device):
             yield
 
     def _prepare(self, rows: Tensor) -> Tensor:

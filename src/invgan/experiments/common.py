@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
+from invgan.data.files import write_whole
 from invgan.errors import InputError
 
 
@@ -39,14 +39,9 @@ def provenance(*, seeds: Sequence[int]) -> dict[str, Any]:
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
     """Write a results file whole or not at all; floats are kept to six digits."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, suffix=".tmp", delete=False) as file:
-            json.dump(_rounded(results), file, indent=1)
-            file.write("\n")
-        os.replace(file.name, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out.") from error
+    text = json.dumps(_rounded(results), indent=1, ensure_ascii=False) + "\n"
+    _make_folder(path.parent)
+    write_whole(path, lambda file: file.write(text.encode()), what="results")
 
 
 def mean_and_std(values: Sequence[float]) -> str:
@@ -93,10 +88,12 @@ def _processor() -> str:
 
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    _make_folder(path.parent)
+    write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:], dpi=110), what="figure")
+
+
+def _make_folder(path: Path) -> None:
     try:
-        figure.savefig(temporary, format=path.suffix[1:], dpi=110)
-        os.replace(temporary, path)
+        path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot be written ({error.strerror}); choose another --out.") from error
+        raise InputError(f"{path}: cannot be made ({error.strerror}); choose another --out.") from error

@@ -73,7 +73,19 @@ class TangentMixture(nn.Module):
         self.register_buffer("noise_variance", torch.ones((), dtype=torch.float64))
         # What follows from the buffers and the generator is computed again on loading, not stored.
         self._generator = generator
-        self._tangents = _tangents(generator, centers, codes)
+        self._tangents = self._all_tangents()
+
+    @torch.no_grad()
+    def _all_tangents(self) -> "_Tangents":
+        everything = torch.arange(len(self.centers), device=self.centers.device)
+        parts = [
+            _tangents(
+                jacobian(self._generator, self.codes[block]), block, everything, self.centers, self.codes
+            )
+            for block in everything.split(JACOBIAN_BLOCK)
+        ]
+        basis, at_center, lengths = zip(*parts, strict=True)
+        return _Tangents(torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths))
 
     def set_bandwidths(self, *, tangent_variance: float, noise_variance: float) -> None:
         """Set s² (no unit) and τ² (in squared units of the scaled data)."""
@@ -99,13 +111,19 @@ class TangentMixture(nn.Module):
         n = len(self.centers)
         if n < N_FOLDS:
             raise ValueError(f"bandwidths need at least {N_FOLDS} rows, got {n}.")
-        order = torch.from_numpy(np.random.default_rng(seed).permutation(n))
-        pairs = []
-        for fold in range(N_FOLDS):
-            left_out = order[fold::N_FOLDS][: MAX_QUERIES // N_FOLDS]
-            kept = torch.ones(n, dtype=torch.bool).index_fill_(0, order[fold::N_FOLDS], False)
-            tangents = _tangents(self._generator, self.centers[kept], self.codes[kept])
-            pairs.append(_pairs(self.centers[left_out], self.centers[kept], tangents))
+        order = torch.from_numpy(np.random.default_rng(seed).permutation(n)).to(self.centers.device)
+        fold_of = torch.empty_like(order).index_copy_(0, order, torch.arange(n).to(order) % N_FOLDS)
+        queries = [self.centers[order[fold::N_FOLDS][: MAX_QUERIES // N_FOLDS]] for fold in range(N_FOLDS)]
+        parts: list[list[_Pairs]] = [[] for _ in range(N_FOLDS)]
+        # Jacobians are the dear part: each is computed once and serves the four folds that its row is in.
+        for block in torch.arange(n, device=order.device).split(JACOBIAN_BLOCK):
+            jacobians = jacobian(self._generator, self.codes[block])
+            for fold in range(N_FOLDS):
+                others = (fold_of != fold).nonzero()[:, 0]
+                kept = fold_of[block] != fold
+                tangents = _tangents(jacobians[kept], block[kept], others, self.centers, self.codes)
+                parts[fold].append(_pairs(queries[fold], self.centers[block[kept]], tangents))
+        pairs = [_joined(fold) for fold in parts]
 
         def loss(log_variances: np.ndarray) -> float:
             tangent, noise = np.exp(log_variances)
@@ -153,27 +171,22 @@ class _Pairs(NamedTuple):
     n_features: int
 
 
-@torch.no_grad()
-def _tangents(generator: LatentMap, centers: Tensor, codes: Tensor) -> _Tangents:
-    n = len(centers)
-    n_neighbours = min(N_NEIGHBOURS, n - 1)
-    basis, at_center, lengths = [], [], []
-    for start in range(0, n, JACOBIAN_BLOCK):
-        block = slice(start, start + JACOBIAN_BLOCK)
-        squared = _squared_distances(centers[block], centers)
-        squared[torch.arange(len(squared)), torch.arange(start, start + len(squared))] = torch.inf
-        nearest = squared.topk(n_neighbours, largest=False).indices  # b×k
-        to_neighbours = (codes[nearest] - codes[block, None]) / n_neighbours**0.5  # b×k×d
-        tangents = jacobian(generator, codes[block]).double() @ to_neighbours.mT.double()  # b×D×k
-        # The k×k Gram matrix has the same spectrum; at D in the thousands it is the cheaper way to it.
-        squared_lengths, axes = torch.linalg.eigh(tangents.mT @ tangents)
-        length = squared_lengths.clamp_min(0).sqrt()
-        present = length > 1e-6 * length[:, -1:]
-        direction = tangents @ axes / torch.where(present, length, 1)[:, None] * present[:, None]  # b×D×k
-        basis.append(direction.to(centers.dtype).transpose(0, 1).flatten(1))
-        at_center.append(torch.einsum("bd,bdk->bk", centers[block].double(), direction).to(centers.dtype))
-        lengths.append((length * present).to(centers.dtype))
-    return _Tangents(torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths))
+def _tangents(jacobians: Tensor, which: Tensor, others: Tensor, centers: Tensor, codes: Tensor) -> _Tangents:
+    """Tangents at the centres numbered ``which``, with their nearest neighbours among ``others``."""
+    n_neighbours = min(N_NEIGHBOURS, len(others) - 1)
+    squared = _squared_distances(centers[which], centers[others])
+    squared[which[:, None] == others] = torch.inf  # no row is its own neighbour
+    nearest = others[squared.topk(n_neighbours, largest=False).indices]  # b×k
+    to_neighbours = (codes[nearest] - codes[which, None]) / n_neighbours**0.5  # b×k×d
+    tangents = jacobians.double() @ to_neighbours.mT.double()  # b×D×k
+    # The k×k Gram matrix has the same spectrum; at D in the thousands it is the cheaper way to it.
+    squared_lengths, axes = torch.linalg.eigh(tangents.mT @ tangents)
+    length = squared_lengths.clamp_min(0).sqrt()
+    present = length > 1e-6 * length[:, -1:]
+    direction = tangents @ axes / torch.where(present, length, 1)[:, None] * present[:, None]  # b×D×k
+    at_center = torch.einsum("bd,bdk->bk", centers[which].double(), direction)
+    basis = direction.transpose(0, 1).flatten(1)
+    return _Tangents(basis.to(centers), at_center.to(centers), (length * present).to(centers))
 
 
 def _pairs(rows: Tensor, centers: Tensor, tangents: _Tangents) -> _Pairs:
@@ -181,6 +194,12 @@ def _pairs(rows: Tensor, centers: Tensor, tangents: _Tangents) -> _Pairs:
     along = (projected - tangents.at_center).square()
     across = (_squared_distances(rows, centers) - along.sum(-1)).clamp_min(0)
     return _Pairs(across, along, tangents.lengths, centers.shape[1])
+
+
+def _joined(parts: list[_Pairs]) -> _Pairs:
+    """Pairs of the same rows with the components of all parts."""
+    across, along, lengths, (n_features, *_) = zip(*parts, strict=True)
+    return _Pairs(torch.cat(across, 1), torch.cat(along, 1), torch.cat(lengths), n_features)
 
 
 def _log_mixture(pairs: _Pairs, tangent_variance: float, noise_variance: float) -> Tensor:

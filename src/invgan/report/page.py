@@ -1,14 +1,12 @@
 """From content to one file that opens from disk without a network."""
 
-import contextlib
 import os
-import secrets
 from pathlib import Path
 
 import jinja2
 from markupsafe import Markup
 
-from invgan.errors import InputError
+from invgan.data.files import write_whole
 from invgan.report.content import ReportContent
 from invgan.report.sections import SECTIONS
 
@@ -49,7 +47,8 @@ def write_report(path: str | os.PathLike[str], content: ReportContent) -> None:
     <!doctype html>
     """
     # File names may hold bytes that are no characters; they must not keep the report from being written.
-    _write_whole(Path(path), _page(content).encode("utf-8", errors="backslashreplace"))
+    page = _page(content).encode("utf-8", errors="backslashreplace")
+    write_whole(Path(path), lambda file: file.write(page), what="report")
 
 
 def _page(content: ReportContent) -> str:
@@ -68,24 +67,3 @@ def _page(content: ReportContent) -> str:
         style=Markup((_FOLDER / "report.css").read_text(encoding="utf-8")),
         sections={name: view for name, view in views.items() if view is not None},
     )
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    """Write a file that appears at `path` whole or not at all."""
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
-    try:
-        try:
-            with open(partial, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(partial, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                partial.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise InputError(
-            f"{path}: the report could not be written ({error.strerror}); "
-            "choose a file in an existing folder that you may write to, on a disk with space left."
-        ) from error
