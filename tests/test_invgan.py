@@ -280,6 +280,19 @@ def test_scoring_changes_no_weight_or_buffer(model):
     assert not detector.gan_.training
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_score_of_a_table_does_not_depend_on_the_number_of_threads(table, method):
+    before, scores = torch.get_num_threads(), []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            scores.append(table.log_likelihood(named(50, seed=7), method).values)
+            assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+    assert np.array_equal(*scores)
+
+
 def test_riemannian_diagnostics_are_those_of_the_stacked_jacobian(table):
     X = named(5, seed=7)
     gan, z = table.gan_, torch.from_numpy(table.transform(X))
