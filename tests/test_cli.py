@@ -176,13 +176,13 @@ def test_columns_are_matched_by_name_in_any_order(here):
 def test_a_table_without_names_is_fitted_and_scored_by_position(here, capsys):
     X, y = rows()
     np.savez("b.npz", X=X, y=y)
-    assert main(["fit", "b.npz", "--out", "model", "--score", "joint", "--latent-dim", "2", *QUICK]) == 0
+    assert main(["fit", "b.npz", "--out", "model", "--method", "joint", "--latent-dim", "2", *QUICK]) == 0
     assert (
         "The file also holds labels y; --label y would keep the rows marked 1 out of training."
         in capsys.readouterr().out.splitlines()
     )
     model = load("model")
-    assert (model.score, model.latent_dim_, hasattr(model, "feature_names_in_")) == ("joint", 2, False)
+    assert (model.method, model.latent_dim_, hasattr(model, "feature_names_in_")) == ("joint", 2, False)
     write_csv("b.csv", X)
     assert main(["score", "model", "b.csv", "--out", "scores.parquet"]) == 0
     np.testing.assert_array_equal(pl.read_parquet("scores.parquet")["log_prob"], model.score_samples(X))

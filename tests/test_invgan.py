@@ -94,12 +94,7 @@ def state(detector):
 # scikit-learn's conventions
 
 
-@parametrize_with_checks(
-    [InvGAN(max_steps=5, random_state=0)],
-    expected_failed_checks=lambda _: {
-        "check_n_features_in_after_fitting": "takes the parameter 'score' for scikit-learn's method"
-    },
-)
+@parametrize_with_checks([InvGAN(max_steps=5, random_state=0)])
 def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
@@ -699,7 +694,7 @@ def test_parameters_that_do_not_fit_the_data_are_refused(parameters, message):
     [
         ({"latent_dim": 0}, "The 'latent_dim' parameter of InvGAN must be"),
         ({"preset": "best"}, "The 'preset' parameter of InvGAN must be"),
-        ({"score": "anomaly"}, "The 'score' parameter of InvGAN must be"),
+        ({"method": "anomaly"}, "The 'method' parameter of InvGAN must be"),
         ({"loss": "mse"}, "The 'loss' parameter of InvGAN must be"),
         ({"learning_rate": 0.0}, "The 'learning_rate' parameter of InvGAN must be"),
         ({"false_positive_rate": 1.0}, "The 'false_positive_rate' parameter of InvGAN must be"),

@@ -205,7 +205,7 @@ def fit(
     preset: Annotated[
         Preset | None, typer.Option(help="The paper's networks, loss and log-likelihood.")
     ] = None,
-    score: Annotated[
+    method: Annotated[
         Likelihood | None,
         typer.Option(help="Log-likelihood to score by; by default aggregate, or the preset's."),
     ] = None,
@@ -248,7 +248,7 @@ def fit(
     detector = InvGAN(
         latent_dim,
         preset=preset and preset.value,
-        score=score and score.value,
+        method=method and method.value,
         max_steps=max_steps,
         learning_rate=learning_rate,
         random_state=seed,

@@ -329,7 +329,7 @@ def _run(
     draw = _row_sampler(rows.to(device), prepare, schedule.batch_size, seed, fabric)
     held_out = None if validation_rows is None else prepare(validation_rows.to(device)).float()
 
-    with _threads_for(model, device), _own_global_noise(seed, device) as global_noise:
+    with threads_for(model, device), _own_global_noise(seed, device) as global_noise:
         run = _Run(model, schedule, seed, fabric, global_noise)
         if checkpointing is not None:
             run.restore_or_save(checkpointing)
@@ -627,7 +627,7 @@ def _own_global_noise(seed: int, device: torch.device) -> Iterator[torch.Generat
 
 
 @contextlib.contextmanager
-def _threads_for(model: nn.Module, device: torch.device) -> Iterator[None]:
+def threads_for(model: nn.Module, device: torch.device) -> Iterator[None]:
     """Train a small network on one thread: handing its tiny operations around costs more than they do."""
     threads = torch.get_num_threads()
     if device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) < SMALL_NETWORK:

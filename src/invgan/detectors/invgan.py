@@ -33,7 +33,7 @@ from invgan.likelihood import (
 )
 from invgan.networks import RBFVariance
 from invgan.preprocess import AffineScaling
-from invgan.training import Checkpointing, History, Machine, Schedule, _threads_for, progress_bar, train
+from invgan.training import Checkpointing, History, Machine, Schedule, progress_bar, threads_for, train
 
 METHODS = ("aggregate", "joint", "riemannian")
 PRIOR_DRAWS = 10_000
@@ -47,15 +47,15 @@ MAX_STD = 10.0
 class _Settings(NamedTuple):
     """What a preset decides."""
 
-    score: str
+    method: str
     loss: str
     centers: str
     n_centers: int
 
 
 _SETTINGS = {
-    None: _Settings(score="aggregate", loss="non-saturating", centers="data", n_centers=256),
-    "paper": _Settings(score="riemannian", loss="saturating", centers="prior", n_centers=64),
+    None: _Settings(method="aggregate", loss="non-saturating", centers="data", n_centers=256),
+    "paper": _Settings(method="riemannian", loss="saturating", centers="prior", n_centers=64),
 }
 
 
@@ -63,7 +63,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
     r"""Likelihoods under a generative adversarial network, and anomaly detection by them.
 
     A generator g is trained against a discriminator together with an inference network h ≈ g⁻¹ and a
-    variance network σ (Algorithm 1). Three likelihoods follow; ``score`` names the one that
+    variance network σ (Algorithm 1). Three likelihoods follow; ``method`` names the one that
     ``score_samples`` returns:
 
     - ``"riemannian"``, the paper's: :math:`\log N(z; 0, I) - \tfrac12\log\det(J_g^\top J_g +
@@ -79,7 +79,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
     preset : None or "paper"
         "paper": its networks (Tables 5-10 and section 4.1), saturating loss, σ centres from the prior, and
         score. None: what measured best, the same for all data.
-    score : {"aggregate", "joint", "riemannian"}, optional
+    method : {"aggregate", "joint", "riemannian"}, optional
         What ``score_samples`` returns; by default the preset's.
     loss : {"saturating", "non-saturating", "hinge", "wasserstein"}, optional
         Adversarial loss; by default the preset's.
@@ -148,7 +148,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
         **AnomalyDetector._parameter_constraints,
         "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
         "preset": [None, StrOptions({"paper"})],
-        "score": [None, StrOptions(set(METHODS))],
+        "method": [None, StrOptions(set(METHODS))],
         "loss": [None, StrOptions(set(ADVERSARIAL_LOSSES))],
         "centers": [None, StrOptions({"prior", "data"})],
         "n_centers": [None, Interval(Integral, 2, None, closed="left")],
@@ -172,7 +172,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
         latent_dim: int | None = None,
         *,
         preset: str | None = None,
-        score: str | None = None,
+        method: str | None = None,
         loss: str | None = None,
         centers: str | None = None,
         n_centers: int | None = None,
@@ -194,7 +194,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
     ) -> None:
         self.latent_dim = latent_dim
         self.preset = preset
-        self.score = score
+        self.method = method
         self.loss = loss
         self.centers = centers
         self.n_centers = n_centers
@@ -398,7 +398,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
     @contextmanager
     def _scoring(self) -> Iterator[None]:
         device = self._device()
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), _threads_for(self.gan_, device):
+        with torch.no_grad(), torch.autocast(device.type, enabled=False), threads_for(self.gan_, device):
             yield
 
     def _prepare(self, rows: Tensor) -> Tensor:
@@ -423,7 +423,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
         return torch.cat(results)
 
     def _score_rows(self, rows: Tensor) -> np.ndarray:
-        return self._log_likelihood(rows, self._setting("score")).values
+        return self._log_likelihood(rows, self._setting("method")).values
 
     def _conditional(self, rows: Tensor) -> Tensor:
         def per_feature(block: Tensor) -> Tensor:
@@ -493,7 +493,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
         Paper, Eq. 4 (riemannian).
         """
         check_is_fitted(self)
-        method = method or self._setting("score")
+        method = method or self._setting("method")
         if method not in METHODS:
             raise InputError(
                 f"The 'method' parameter of InvGAN.log_likelihood must be one of {', '.join(METHODS)}. "
