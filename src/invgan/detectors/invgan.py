@@ -325,7 +325,7 @@ class InvGAN(TransformerMixin, AnomalyDetector):
         convolutional = self._is_convolutional()
         return Schedule(
             max_steps=self.max_steps or (4000 if convolutional else 1500),
-            batch_size=self.batch_size or min(128, n_training),
+            batch_size=self.batch_size or min(128, n_training) // self.processes * self.processes,
             learning_rate=self.learning_rate,
             patience=self.patience,
         )
@@ -351,11 +351,13 @@ class InvGAN(TransformerMixin, AnomalyDetector):
     def _checkpointing(self, rows: Tensor, seed: int) -> Checkpointing | None:
         if self.checkpoint is None:
             return None
-        digest = hashlib.sha256(rows.numpy().tobytes())
-        settings = self._plain_parameters() | {"seed": seed, "checkpoint": None, "verbose": None}
-        digest.update(json.dumps(settings, sort_keys=True).encode())
-        for name, tensor in self.gan_.state_dict().items():
-            digest.update(f"{name}{tuple(tensor.shape)}".encode())
+        irrelevant = ("checkpoint", "checkpoint_every", "verbose", "false_positive_rate", "method")
+        settings = {name: v for name, v in self._plain_parameters().items() if name not in irrelevant}
+        settings |= {"seed": seed, "precision": self._choose_precision(), "networks": repr(self.gan_)}
+        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+        digest.update(rows.numpy().tobytes())
+        for tensor in self.gan_.state_dict().values():  # initial weights: yours, if the networks are
+            digest.update(tensor.contiguous().numpy().tobytes())
         return Checkpointing(Path(self.checkpoint), self.checkpoint_every, digest.hexdigest())
 
     # ---------------------------------------------------------------- scoring
