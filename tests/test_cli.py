@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 
 from invgan import InputError, InvGAN, artifact, cli, load
 from invgan.cli import main
-from invgan.detectors.invgan import METHODS
+from invgan.detectors.latent import METHODS
 
 QUICK = ("--max-steps", "20")
 NAMES = ["a", "b", "c"]

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 from invgan.errors import InputError, TrainingDivergedError
 
 if TYPE_CHECKING:
-    from invgan.detectors import InvGAN, load
+    from invgan.detectors import ImplicitLikelihood, InvGAN, load
 
 __version__ = "0.1.0"
 
-__all__ = ["InputError", "InvGAN", "TrainingDivergedError", "load"]
+__all__ = ["ImplicitLikelihood", "InputError", "InvGAN", "TrainingDivergedError", "load"]
 
 
 def __getattr__(name: str) -> Any:
     # PyTorch takes seconds to import; `invgan --help` and `import invgan.errors` do without it.
-    if name in ("InvGAN", "load"):
+    if name in ("ImplicitLikelihood", "InvGAN", "load"):
         from invgan import detectors
 
         return getattr(detectors, name)

@@ -41,7 +41,58 @@ REGRESSION_BETAS = (0.9, 0.999)
 """Adam's decay rates where nothing moves against the loss."""
 
 
-class GAN(Trainable):
+class InvertedGenerator(Trainable):
+    """A generator g with its inference network h and variance network σ, and the losses of the latter two.
+
+    Parameters
+    ----------
+    generator, inference, variance : nn.Module
+        g: (n, d) → (n, \\*data_shape); h: (n, \\*data_shape) → (n, d); σ: (n, d) → (n, D), positive.
+    latent_dim : int
+        Dimension d of the latent space, whose prior is N(0, I).
+    """
+
+    def __init__(
+        self, generator: nn.Module, inference: nn.Module, variance: nn.Module, *, latent_dim: int
+    ) -> None:
+        super().__init__()
+        self.generator, self.inference, self.variance = generator, inference, variance
+        self.latent_dim = latent_dim
+
+    @property
+    def stochastic_generator(self) -> StochasticGenerator:
+        """f(z) = g(z) + σ(z) ⊙ ε, with data rows flattened (Eq. 2)."""
+        return StochasticGenerator(lambda z: self.generator(z).flatten(1), self.variance)
+
+    def reconstruction_loss(self, sample: Sample) -> Tensor:
+        r"""Line 11: L_{h,σ}, the negative log-likelihood of real rows plus the aggregated-posterior KL.
+
+        .. math::
+            \sum_i \Bigl[\frac{(g_i(h(x)) - x_i)^2}{2 \sigma_i^2(h(x))} + \log \sigma_i(h(x))\Bigr]
+            + \mathrm{KL}\bigl(N(\bar h, s_h^2) \,\|\, N(0, I)\bigr)
+
+        The paper's text has diag(σ) for the covariance; σ is a standard deviation, so its square divides.
+        """
+        rows = sample.rows()
+        z = self.inference(rows)
+        # Distances to the centres are differences of squares, which bfloat16 would drown in rounding.
+        with torch.autocast(z.device.type, enabled=False):
+            std = self.variance(z.float())
+        residual = (self.generator(z).float() - rows).flatten(1)
+        negative_log_likelihood = (0.5 * (residual / std).square() + std.log()).sum(1).mean()
+        return negative_log_likelihood + aggregated_posterior_kl(z.float())
+
+    def inversion_loss(self, sample: Sample) -> Tensor:
+        """Line 13: ‖z − h(g(z))‖², which makes h invert g."""
+        z = sample.normal(self.latent_dim)
+        return (z - self.inference(self.generator(z)).float()).square().sum(1).mean()
+
+    def validation_score(self, rows: Tensor) -> Tensor:
+        """Mean of log p(x | h(x)) + log p(h(x)) over held-out rows, in nats of the scaled data."""
+        return joint(self.stochastic_generator, rows, self.inference(rows)).mean()
+
+
+class GAN(InvertedGenerator):
     r"""The four networks of the paper and the four updates that train them.
 
     Parameters
@@ -74,17 +125,10 @@ class GAN(Trainable):
         loss: str = "non-saturating",
         instance_noise: float = 0.0,
     ) -> None:
-        super().__init__()
-        self.generator, self.discriminator = generator, discriminator
-        self.inference, self.variance = inference, variance
-        self.latent_dim = latent_dim
+        super().__init__(generator, inference, variance, latent_dim=latent_dim)
+        self.discriminator = discriminator
         self.loss = loss
         self.instance_noise = instance_noise
-
-    @property
-    def stochastic_generator(self) -> StochasticGenerator:
-        """f(z) = g(z) + σ(z) ⊙ ε, with data rows flattened (Eq. 2)."""
-        return StochasticGenerator(lambda z: self.generator(z).flatten(1), self.variance)
 
     def updates(self) -> Sequence[Update]:
         """List Algorithm 1's four updates in its order."""
@@ -111,33 +155,6 @@ class GAN(Trainable):
         _, generator_loss = ADVERSARIAL_LOSSES[self.loss]
         return generator_loss(self._logits(self.generator(sample.normal(self.latent_dim)), sample))
 
-    def reconstruction_loss(self, sample: Sample) -> Tensor:
-        r"""Line 11: L_{h,σ}, the negative log-likelihood of real rows plus the aggregated-posterior KL.
-
-        .. math::
-            \sum_i \Bigl[\frac{(g_i(h(x)) - x_i)^2}{2 \sigma_i^2(h(x))} + \log \sigma_i(h(x))\Bigr]
-            + \mathrm{KL}\bigl(N(\bar h, s_h^2) \,\|\, N(0, I)\bigr)
-
-        The paper's text has diag(σ) for the covariance; σ is a standard deviation, so its square divides.
-        """
-        rows = sample.rows()
-        z = self.inference(rows)
-        # Distances to the centres are differences of squares, which bfloat16 would drown in rounding.
-        with torch.autocast(z.device.type, enabled=False):
-            std = self.variance(z.float())
-        residual = (self.generator(z).float() - rows).flatten(1)
-        negative_log_likelihood = (0.5 * (residual / std).square() + std.log()).sum(1).mean()
-        return negative_log_likelihood + aggregated_posterior_kl(z.float())
-
-    def inversion_loss(self, sample: Sample) -> Tensor:
-        """Line 13: ‖z − h(g(z))‖², which makes h invert g."""
-        z = sample.normal(self.latent_dim)
-        return (z - self.inference(self.generator(z)).float()).square().sum(1).mean()
-
-    def validation_score(self, rows: Tensor) -> Tensor:
-        """Mean of log p(x | h(x)) + log p(h(x)) over held-out rows, in nats of the scaled data."""
-        return joint(self.stochastic_generator, rows, self.inference(rows)).mean()
-
     def _logits(self, rows: Tensor, sample: Sample) -> Tensor:
         if self.instance_noise > 0:
             rows = rows + self.instance_noise * sample.normal(*rows.shape[1:])
@@ -151,41 +168,28 @@ class GAN(Trainable):
         return (gradient.float().flatten(1).norm(dim=1) - 1).square().mean()
 
 
-class Inverse(Trainable):
+class Inverse(InvertedGenerator):
     """Lines 11 and 13 of Algorithm 1 alone: h and σ for a generator that stays as it is.
-
-    Parameters
-    ----------
-    gan : GAN
-        Its inference and variance networks are trained in place.
 
     Source
     ------
     Not in the paper, where h chases a generator that moves at every step and never quite arrives.
     """
 
-    def __init__(self, gan: GAN) -> None:
-        super().__init__()
-        self.gan = gan
-
     def updates(self) -> Sequence[Update]:
         """List the two updates."""
-        inference = Moved(self.gan.inference, betas=REGRESSION_BETAS)
-        variance = Moved(self.gan.variance, betas=REGRESSION_BETAS)
+        inference = Moved(self.inference, betas=REGRESSION_BETAS)
+        variance = Moved(self.variance, betas=REGRESSION_BETAS)
         return (
-            Update("reconstruction", self.gan.reconstruction_loss, (inference, variance)),
-            Update("inversion", self.gan.inversion_loss, (inference,)),
+            Update("reconstruction", self.reconstruction_loss, (inference, variance)),
+            Update("inversion", self.inversion_loss, (inference,)),
         )
 
     def train(self, mode: bool = True) -> "Inverse":
         """Switch h and σ to training mode; batch normalisation in g keeps its statistics."""
         super().train(mode)
-        self.gan.generator.eval()
+        self.generator.eval()
         return self
-
-    def validation_score(self, rows: Tensor) -> Tensor:
-        """As the whole model's."""
-        return self.gan.validation_score(rows)
 
 
 def aggregated_posterior_kl(z: Tensor) -> Tensor:

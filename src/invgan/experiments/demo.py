@@ -11,7 +11,7 @@ import numpy as np
 
 from invgan.data.scores import write_scores
 from invgan.detectors import InvGAN
-from invgan.detectors.invgan import METHODS
+from invgan.detectors.latent import METHODS
 from invgan.errors import InputError
 from invgan.experiments.digits import RIVALS, digits_task
 from invgan.metrics import detection_metrics

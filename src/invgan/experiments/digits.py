@@ -15,7 +15,7 @@ from sklearn.neighbors import KernelDensity, NearestNeighbors
 
 from invgan import data
 from invgan.detectors import InvGAN
-from invgan.detectors.invgan import METHODS
+from invgan.detectors.latent import METHODS
 from invgan.experiments.common import mean_and_std, provenance, write_results
 from invgan.metrics import detection_metrics
 

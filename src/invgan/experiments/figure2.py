@@ -212,7 +212,8 @@ def _train(job: _Job, training: Tensor, validation: Tensor, *, seed: int) -> GAN
         refinement = dataclasses.replace(
             schedule, max_steps=job.refinement_steps, learning_rate=5e-3, validate_every=job.refinement_steps
         )
-        train(Inverse(gan), training, validation, prepare=unscaled, schedule=refinement, seed=seed)
+        refined = Inverse(gan.generator, gan.inference, gan.variance, latent_dim=2)
+        train(refined, training, validation, prepare=unscaled, schedule=refinement, seed=seed)
     return gan.double()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from invgan import data
 from invgan.detectors import InvGAN
-from invgan.detectors.invgan import METHODS
+from invgan.detectors.latent import METHODS
 from invgan.experiments.common import mean_and_std, provenance, write_results
 from invgan.experiments.digits import RIVALS
 from invgan.metrics import detection_metrics, flag_top

@@ -1,0 +1,206 @@
+"""Likelihoods under a generator that someone else has trained."""
+
+import copy
+import math
+from numbers import Integral
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from sklearn.utils._param_validation import HasMethods, Interval
+from torch import Tensor, nn
+
+from invgan import networks
+from invgan.detectors.base import Split
+from invgan.detectors.latent import MAX_STD, LatentDetector
+from invgan.errors import InputError
+from invgan.gan import Inverse
+from invgan.networks import RBFVariance
+from invgan.preprocess import AffineScaling
+
+
+class ImplicitLikelihood(LatentDetector):
+    r"""Likelihood of samples under any trained generator, which stays as it is.
+
+    An inference network h ≈ g⁻¹ and a variance network σ are learned for the generator (lines 11 and 13 of
+    Algorithm 1); the likelihoods are those of :class:`~invgan.InvGAN`.
+
+    Parameters
+    ----------
+    generator : nn.Module
+        g: (n, d) → one output per row, of as many values as a row of the data has and in the data's units. It
+        is copied and used in evaluation mode; its parameters and buffers are not changed.
+    latent_dim : int
+        Dimension d of its latent space, whose prior is N(0, I).
+    inference : nn.Module, optional
+        h: (n, \*data_shape) → (n, d), on scaled data; by default sized from the data. It is copied.
+    method : {"riemannian", "joint", "aggregate"}, optional
+        What ``score_samples`` returns; by default "riemannian", the paper's Eq. 4.
+    n_centers, max_steps, batch_size, learning_rate, patience, false_positive_rate, random_state, device, \
+    processes, precision, checkpoint, checkpoint_every, verbose
+        As in :class:`~invgan.InvGAN`.
+
+    Attributes
+    ----------
+    inverse_ : Inverse
+        The generator's copy with its trained h and σ.
+
+    Raises
+    ------
+    InputError
+        At ``fit``, if the generator's output does not fit the data, changes its shape, is not finite, has no
+        derivative, or depends on the other rows of a batch.
+
+    Source
+    ------
+    Paper, sections 2.1 and 2.2.
+
+    Examples
+    --------
+    >>> circle = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 2)).requires_grad_(False)
+    >>> X = circle(torch.randn(300, 1, generator=torch.Generator().manual_seed(0))).numpy()
+    >>> density = ImplicitLikelihood(circle, latent_dim=1, max_steps=50, random_state=0).fit(X)
+    >>> density.log_likelihood(X, method="riemannian").values.shape
+    (300,)
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **LatentDetector._parameter_constraints,
+        "generator": [HasMethods(["forward", "parameters", "state_dict"])],
+        "latent_dim": [Interval(Integral, 1, None, closed="left")],
+        "inference": [None, nn.Module],
+    }
+
+    def __init__(
+        self,
+        generator: nn.Module,
+        latent_dim: int = 128,
+        *,
+        inference: nn.Module | None = None,
+        method: str | None = None,
+        n_centers: int | None = None,
+        max_steps: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float = 1e-3,
+        patience: int | None = None,
+        false_positive_rate: float = 0.05,
+        random_state: Any = None,
+        device: str = "auto",
+        processes: int = 1,
+        precision: str = "auto",
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 500,
+        verbose: bool = False,
+    ) -> None:
+        self.generator = generator
+        self.latent_dim = latent_dim
+        self.inference = inference
+        self.method = method
+        self.n_centers = n_centers
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.patience = patience
+        self.false_positive_rate = false_positive_rate
+        self.random_state = random_state
+        self.device = device
+        self.processes = processes
+        self.precision = precision
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
+        self.verbose = verbose
+
+    @property
+    def _model(self) -> Inverse:
+        return self.inverse_
+
+    def _choice(self, name: str) -> Any:
+        default = {"method": "riemannian", "centers": "data", "n_centers": 256}[name]
+        own = getattr(self, name, None)
+        return default if own is None else own
+
+    def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:
+        training = rows[split.training]
+        self._check_batch_size(len(training))
+        self.latent_dim_ = int(self.latent_dim)
+        generator = copy.deepcopy(self.generator).eval().requires_grad_(False).float().cpu()
+        _check_generator(generator, self.latent_dim_, self.data_shape_)
+        self.scaling_ = self._scale(training)
+        draws = torch.Generator().manual_seed(seed)
+        n_features, n_centers = math.prod(self.data_shape_), self._choose_n_centers(len(training))
+        self.inverse_ = Inverse(
+            _Scaled(generator, copy.deepcopy(self.scaling_), self.data_shape_),
+            self._build_inference(draws),
+            RBFVariance(self.latent_dim_, n_features, n_centers, max_std=MAX_STD),
+            latent_dim=self.latent_dim_,
+        )
+        self._initialize_variance(draws, seed)
+        self._train(rows, split, seed)
+
+    def _build_inference(self, draws: torch.Generator) -> nn.Module:
+        if self.inference is not None:
+            return copy.deepcopy(self.inference)
+        with torch.device("meta"):
+            inference = networks.build(self.data_shape_, self.latent_dim_).inference
+        networks.initialize(inference.to_empty(device="cpu"), draws)
+        return inference
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        raise InputError(
+            "A likelihood of a generator of your own cannot be saved, because a model file holds no code; "
+            "keep the state_dict of its inverse_ instead."
+        )
+
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        raise InputError("a model file holds no generator of your own.")
+
+
+class _Scaled(nn.Module):
+    """The generator in the units and the shape that h and σ work in."""
+
+    def __init__(self, generator: nn.Module, scaling: AffineScaling, data_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.generator, self.scaling, self.data_shape = generator, scaling, data_shape
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.scaling(self.generator(z).reshape(len(z), *self.data_shape))
+
+
+def _check_generator(generator: nn.Module, latent_dim: int, data_shape: tuple[int, ...]) -> None:
+    """Refuse, in one line each, what has no likelihood of this kind."""
+    z = torch.randn(5, latent_dim, generator=torch.Generator().manual_seed(0))
+    try:
+        with torch.no_grad():
+            together, alone = generator(z), generator(z[:1])
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"The generator fails on latents of shape (5, {latent_dim}): {reason}") from error
+    size = math.prod(data_shape)
+    if not isinstance(together, Tensor) or together.shape[:1] != (5,) or together[0].numel() != size:
+        found = tuple(together.shape) if isinstance(together, Tensor) else type(together).__name__
+        raise InputError(
+            f"The generator must return one output of {size} values per latent, as a row of X has. "
+            f"Got {found} for 5 latents instead."
+        )
+    if alone.shape[1:] != together.shape[1:]:
+        raise InputError(
+            "The generator's output must have one shape whatever the batch. Got "
+            f"{tuple(alone.shape[1:])} for one latent and {tuple(together.shape[1:])} for five instead."
+        )
+    if not together.isfinite().all():
+        raise InputError("The generator returns NaN or infinite values in evaluation mode.")
+    if not torch.allclose(alone, together[:1], rtol=1e-3, atol=1e-4 * together.abs().max().item()):
+        raise InputError(
+            "The generator's output for a latent depends on the rest of the batch, even in evaluation mode: "
+            "give its batch normalisation running statistics, and take random layers out."
+        )
+    try:
+        tangent = torch.func.jvp(generator, (z,), (torch.ones_like(z),))[1]
+    except (RuntimeError, NotImplementedError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"The generator cannot be differentiated in forward mode: {reason}") from error
+    if not tangent.isfinite().all() or not tangent.any():
+        raise InputError(
+            "The generator's derivative is zero or not finite everywhere that was tried: its output must be "
+            "a differentiable function of the latent, without detach, rounding or argmax."
+        )
