@@ -23,7 +23,7 @@ def provenance(*, seeds: Sequence[int]) -> dict[str, Any]:
     return {
         "command": command,
         "seeds": list(seeds),
-        "commit": _commit(),
+        "commit": COMMIT,
         "hardware": {
             "processor": _processor(),
             "cores": os.cpu_count(),
@@ -97,3 +97,7 @@ def _make_folder(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be made ({error.strerror}); choose another --out.") from error
+
+
+COMMIT = _commit()
+"""The code that runs: asked for before a long run, during which the checkout may move on."""

@@ -1,6 +1,8 @@
 """Estimates of log p(x) under a generator, each a function of the row alone."""
 
 from invgan.likelihood.aggregate import TangentMixture
+from invgan.likelihood.annealed import ais
+from invgan.likelihood.bits import bits_per_dimension, dequantize, revised_bits_per_dimension
 from invgan.likelihood.pointwise import (
     LogLikelihood,
     StochasticGenerator,
@@ -10,14 +12,24 @@ from invgan.likelihood.pointwise import (
     log_prior,
     riemannian,
 )
+from invgan.likelihood.posterior import Estimate, importance, laplace, map_latent, map_latents
 
 __all__ = [
+    "Estimate",
     "LogLikelihood",
     "StochasticGenerator",
     "TangentMixture",
+    "ais",
+    "bits_per_dimension",
     "conditional",
+    "dequantize",
+    "importance",
     "jensen_gap",
     "joint",
+    "laplace",
     "log_prior",
+    "map_latent",
+    "map_latents",
+    "revised_bits_per_dimension",
     "riemannian",
 ]
