@@ -21,7 +21,7 @@ def likelihood_of(detector: InvGAN) -> str:
     >>> likelihood_of(InvGAN()), likelihood_of(InvGAN(preset="paper"))
     ('aggregate', 'riemannian')
     """
-    return str(detector._setting("method"))
+    return str(detector._choice("method"))
 
 
 def judge(detector: AnomalyDetector, log_prob: np.ndarray) -> Scores:
