@@ -177,13 +177,18 @@ class Inverse(InvertedGenerator):
     """
 
     def updates(self) -> Sequence[Update]:
-        """List the two updates."""
+        """List the one update: both losses by one Adam.
+
+        With one each, the inversion loss, soon next to nothing, would still be given steps as large as the
+        other's, and undo it.
+        """
         inference = Moved(self.inference, betas=REGRESSION_BETAS)
         variance = Moved(self.variance, betas=REGRESSION_BETAS)
-        return (
-            Update("reconstruction", self.reconstruction_loss, (inference, variance)),
-            Update("inversion", self.inversion_loss, (inference,)),
-        )
+        return (Update("inverse", self.inverse_loss, (inference, variance)),)
+
+    def inverse_loss(self, sample: Sample) -> Tensor:
+        """Lines 11 and 13: the sum of their losses."""
+        return self.reconstruction_loss(sample) + self.inversion_loss(sample)
 
     def train(self, mode: bool = True) -> "Inverse":
         """Switch h and σ to training mode; batch normalisation in g keeps its statistics."""
