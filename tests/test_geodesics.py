@@ -340,7 +340,7 @@ def test_the_ends_are_kept_and_a_pairs_geodesic_does_not_depend_on_the_other_pai
     together = geometry.geodesic(sphere, start, end)
     assert torch.equal(together[:, 0], start)
     assert torch.equal(together[:, -1], end)
-    monkeypatch.setattr(geometry, "JACOBIAN_BYTES", 1)  # one pair at a time
+    monkeypatch.setattr(geometry.curves, "JACOBIAN_BYTES", 1)  # one pair at a time
     assert torch.allclose(geometry.geodesic(sphere, start, end), together, rtol=0, atol=1e-9)
     assert geometry.geodesic(sphere, start[:0], end[:0]).shape == (0, N_CHORDS + 1, 2)
 
@@ -422,7 +422,7 @@ def test_a_map_that_is_not_finite_is_named_with_the_row(monkeypatch):
         "Got NaN or inf in row 2 instead."
     )
     assert message_of(lambda: geometry.geodesic(lambda z: z.log(), start, end)) == expected
-    monkeypatch.setattr(geometry, "JACOBIAN_BYTES", 1)
+    monkeypatch.setattr(geometry.curves, "JACOBIAN_BYTES", 1)
     assert message_of(lambda: geometry.geodesic(lambda z: z.log(), start, end)) == expected
     steep = lambda z: z.abs().sqrt()  # noqa: E731
     assert message_of(lambda: geometry.geodesic(steep, points([-1, 0]), points([1, 0]))) == (

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.func import jacrev, vmap
 
-from invgan import geometry
+from invgan import InputError, geometry
+from invgan.geometry.volumes import WELL_CONDITIONED
 from invgan.networks import RBFVariance, build, conv_generator, initialize
 
 
@@ -84,6 +85,17 @@ def test_reparametrising_the_latents_adds_the_log_determinant_of_the_change():
     initialize(generator, torch.Generator().manual_seed(0))
     found = geometry.log_volume(lambda w: generator(change(w)), w)
     assert torch.allclose(found, geometry.log_volume(generator, change(w)) + w[:, 0].cosh().log(), atol=1e-11)
+
+
+def test_a_scale_is_that_of_a_maps_outputs_for_all_rows_or_for_each():
+    f, z, scale = build((7,), 3).generator.double(), random(6, 3), random(6, 7, seed=1)
+    scale[:, 2] = 0
+    found = geometry.volume(f, z, scale=scale, max_bytes=5_000)
+    for row in range(6):
+        expected = geometry.volume(lambda z, row=row: f(z) * scale[row], z[row : row + 1]).log_volume
+        assert torch.allclose(found.log_volume[row], expected, rtol=1e-12)
+    shared = geometry.volume(f, z, scale=scale[0])
+    assert torch.allclose(shared.log_volume, geometry.log_volume(lambda z: f(z) * scale[0], z), rtol=1e-12)
 
 
 # Jacobians
@@ -204,3 +216,86 @@ def test_with_d_centres_only_sigma_loses_rank_on_their_common_hyperplane():
     between = sigma.centers.mean(0, keepdim=True)
     assert geometry.volume(sigma, between).rank.tolist() == [2]
     assert geometry.volume(sigma, between + 0.5).rank.tolist() == [3]
+
+
+# Single precision, evaluated again in double where it has to be
+
+
+def planted(condition, seed):
+    """A network in float32 whose Jacobians have about the given condition number."""
+    draws = torch.Generator().manual_seed(seed)
+    net = nn.Sequential(nn.Linear(8, 64), nn.Softplus(), nn.Linear(64, 64), nn.SiLU(), nn.Linear(64, 200))
+    initialize(net, draws)
+    scales = torch.logspace(0, -math.log10(condition), 8, dtype=torch.float64)
+    net[0].weight.data = (orthogonal(64, seed)[:, :8] @ torch.diag(scales) @ orthogonal(8, seed)).float()
+    return net
+
+
+@pytest.mark.parametrize("condition", [1e2, 1e4, 1e5])
+def test_a_float32_networks_log_volume_is_float64_autodiffs(condition):
+    for seed in range(5):
+        net, z = planted(condition, seed), random(8, 8, seed=seed)
+        found = geometry.volume(net, z.float())
+        precise = net.double()
+        expected = vmap(jacrev(lambda one, net=precise: net(one[None])[0]))(z.float().double())
+        singular_values = torch.linalg.svdvals(expected)
+        assert (singular_values[:, 0] / singular_values[:, -1]).median() > 0.3 * condition
+        assert torch.allclose(found.log_volume, singular_values.log().sum(1), rtol=0, atol=1e-3)
+
+
+def test_a_row_evaluated_again_in_double_does_not_depend_on_its_company():
+    net, z = planted(1.1e4, 0), random(64, 8).float()
+    together = geometry.volume(net, z)
+    conditions = together.singular_values[:, 0] / together.singular_values[:, -1]
+    assert 5 < (conditions > WELL_CONDITIONED).sum() < 59
+    assert torch.equal(geometry.volume(net, z.flip(0)).log_volume.flip(0), together.log_volume)
+    assert next(net.parameters()).dtype == torch.float32  # the given module stays as it is
+
+
+# Lanczos quadrature
+
+
+def estimate(f, z, **settings):
+    return geometry.estimate_log_volume(f, z, generator=torch.Generator().manual_seed(0), **settings)
+
+
+@pytest.mark.parametrize("d", [1, 2, 12])
+def test_lanczos_quadrature_of_a_diagonal_metric_is_exact(d):
+    scales = random(d).exp()
+    found = estimate(lambda z: z * scales, random(3, d), n_steps=12)
+    assert torch.allclose(found.log_volume, scales.log().sum().expand(3), rtol=1e-10)
+    assert found.standard_error.max() < 1e-9
+
+
+def test_lanczos_quadrature_of_an_isometry_is_zero_after_one_step():
+    a = orthogonal(30)[:, :20] * 3
+    found = estimate(lambda z: z @ a.T, random(2, 20), n_steps=5)
+    assert torch.allclose(found.log_volume, torch.full((2,), 20 * math.log(3), dtype=torch.float64))
+    assert found.standard_error.max() < 1e-9
+
+
+@pytest.mark.parametrize("n_steps", [15, 60])
+def test_lanczos_quadrature_errs_as_much_as_it_says(n_steps):
+    generator = nn.Sequential(nn.Linear(60, 90), nn.Softplus(), nn.Linear(90, 150))
+    initialize(generator, torch.Generator().manual_seed(0))
+    f, z = generator.double(), random(30, 60)
+    found, exact = estimate(f, z, n_probes=32, n_steps=n_steps), geometry.log_volume(f, z)
+    standardized = (found.log_volume - exact) / found.standard_error
+    assert standardized.abs().max() < 4
+    assert found.standard_error.max() < 0.06 * exact.abs().min()
+
+
+def test_lanczos_quadrature_does_not_depend_on_the_blocks_nor_on_other_rows():
+    f, z = build((40,), 16).generator.double(), random(9, 16)
+    together = estimate(f, z)
+    assert torch.allclose(estimate(f, z, max_bytes=1).log_volume, together.log_volume, rtol=1e-9)
+    assert torch.allclose(estimate(f, z[4:5]).log_volume, together.log_volume[4:5], rtol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["n_probes", "n_steps"])
+def test_lanczos_quadrature_refuses_too_few_probes_or_steps(name):
+    with pytest.raises(InputError) as raised:
+        estimate(torch.sin, random(1, 2), **{name: 1})
+    assert str(raised.value) == (
+        f"The {name!r} parameter of estimate_log_volume must be an int of at least 2. Got 1 instead."
+    )

@@ -189,6 +189,6 @@ def test_generators_without_a_likelihood_get_one_line(generator, message):
 def test_a_likelihood_of_ones_own_generator_is_not_saved(tmp_path):
     X = np.random.default_rng(0).normal(size=(40, 4))
     density = ImplicitLikelihood(nn.Linear(2, 4), 2, max_steps=2, random_state=0).fit(X)
-    with pytest.raises(InputError, match="keep the state_dict of its inverse_"):
+    with pytest.raises(InputError, match="keep the state_dict of its model_"):
         density.save(tmp_path / "model")
     assert list(tmp_path.iterdir()) == []

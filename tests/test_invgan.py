@@ -20,7 +20,7 @@ from torch.distributions import Normal
 
 import invgan
 from invgan import InputError, InvGAN, artifact, geometry
-from invgan.detectors.base import Split
+from invgan.estimators import Split
 
 METHODS = ["aggregate", "joint", "riemannian"]
 FIRST_SEED = int(np.random.RandomState(0).randint(2**31 - 1))
@@ -85,7 +85,7 @@ def model(request):
 def state(detector):
     """A digest of every tensor that a score depends on."""
     digest = hashlib.sha256()
-    for part in (detector.gan_, detector.scaling_, detector.mixture_):
+    for part in (detector.model_, detector.scaling_, detector.mixture_):
         for name, tensor in part.state_dict().items():
             digest.update(name.encode() + tensor.numpy(force=True).tobytes())
     return digest.hexdigest()
@@ -110,7 +110,7 @@ def test_a_pipeline_scores_what_its_last_step_scores_on_the_scaled_rows(table):
 def test_a_clone_has_the_parameters_and_nothing_learned(table):
     again = clone(table)
     assert again.get_params() == table.get_params()
-    assert not hasattr(again, "gan_")
+    assert not hasattr(again, "model_")
     with pytest.raises(Exception, match="not fitted yet"):
         again.score_samples(named())
 
@@ -120,7 +120,7 @@ def test_copies_score_alike_and_share_nothing(table, copied):
     again = copied(table)
     assert np.array_equal(again.score_samples(named()), table.score_samples(named()))
     before = state(table)
-    for parameter in again.gan_.parameters():
+    for parameter in again.model_.parameters():
         parameter.data.zero_()
     assert again.mixture_._generator(torch.ones(1, again.latent_dim_, dtype=torch.float64)).abs().max() == 0
     assert state(table) == before
@@ -199,7 +199,7 @@ def test_a_change_of_units_divides_the_surface_density_by_the_surfaces_change_of
     X = correlated(50, seed=3)
     z = torch.from_numpy(rescaled.transform(X * FACTORS))
     scale = torch.from_numpy(FACTORS) * table.scaling_.scale
-    gan = table.gan_
+    gan = table.model_
 
     def surface(z):  # in the new units
         return torch.cat([gan.generator(z) * scale, gan.variance(z) * scale], 1)
@@ -271,8 +271,8 @@ def test_scoring_changes_no_weight_or_buffer(model):
     detector.inverse_transform(detector.transform(X))
     detector.sample(3)
     assert state(detector) == before
-    assert not any(parameter.requires_grad for parameter in detector.gan_.parameters())
-    assert not detector.gan_.training
+    assert not any(parameter.requires_grad for parameter in detector.model_.parameters())
+    assert not detector.model_.training
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -290,7 +290,7 @@ def test_a_score_of_a_table_does_not_depend_on_the_number_of_threads(table, meth
 
 def test_riemannian_diagnostics_are_those_of_the_stacked_jacobian(table):
     X = named(5, seed=7)
-    gan, z = table.gan_, torch.from_numpy(table.transform(X))
+    gan, z = table.model_, torch.from_numpy(table.transform(X))
     scale = table.scaling_.scale
     tangents = geometry.jacobian(
         lambda z: torch.cat([gan.generator(z) * scale, gan.variance(z) * scale], 1), z
@@ -339,10 +339,10 @@ def test_shares_sum_to_the_deficit_of_the_conditional_likelihood(model):
     shares = detector.explain(X)
     assert shares.shape == X.shape
     with torch.no_grad():
-        dtype = next(detector.gan_.parameters()).dtype
+        dtype = next(detector.model_.parameters()).dtype
         scaled = detector.scaling_(torch.from_numpy(np.array(X))).to(dtype)
-        z = detector.gan_.inference(scaled)
-        normal = Normal(detector.gan_.generator(z).flatten(1), detector.gan_.variance(z))
+        z = detector.model_.inference(scaled)
+        normal = Normal(detector.model_.generator(z).flatten(1), detector.model_.variance(z))
         log_prob = normal.log_prob(scaled.flatten(1)).double().sum(1)
     deficit = detector.typical_.sum() - log_prob
     tolerance = 1e-9 if dtype == torch.float64 else 1e-4
@@ -365,7 +365,7 @@ def test_samples_have_the_moments_of_the_stochastic_generator(table):
         z = torch.randn(
             100_000, table.latent_dim_, generator=torch.Generator().manual_seed(0), dtype=torch.float64
         )
-        mean, std = table.gan_.generator(z).numpy(), table.gan_.variance(z).numpy()
+        mean, std = table.model_.generator(z).numpy(), table.model_.variance(z).numpy()
     training = correlated()[Split.draw(120, FIRST_SEED).training]
     mean = mean * training.std(0) + training.mean(0)
     variance = mean.var(0) + (std**2).mean(0) * training.var(0)
@@ -379,7 +379,7 @@ def test_samples_have_the_moments_of_the_stochastic_generator(table):
 def test_inverse_transform_is_the_generators_mean_in_the_units_of_the_data(table):
     z = np.random.default_rng(0).normal(size=(6, table.latent_dim_))
     training = correlated()[Split.draw(120, FIRST_SEED).training]
-    mean = table.gan_.generator(torch.from_numpy(z)).numpy()
+    mean = table.model_.generator(torch.from_numpy(z)).numpy()
     expected = mean * training.std(0) + training.mean(0)
     assert table.inverse_transform(z) == pytest.approx(expected, rel=1e-12)
 
@@ -387,7 +387,7 @@ def test_inverse_transform_is_the_generators_mean_in_the_units_of_the_data(table
 def test_transform_is_the_inference_network_of_the_scaled_row(table):
     training = correlated()[Split.draw(120, FIRST_SEED).training]
     scaled = torch.from_numpy((correlated(9, seed=7) - training.mean(0)) / training.std(0))
-    expected = table.gan_.inference(scaled).numpy()
+    expected = table.model_.inference(scaled).numpy()
     assert table.transform(named(9, seed=7)) == pytest.approx(expected, rel=1e-12)
 
 
@@ -412,7 +412,7 @@ def test_networks_of_ones_own_are_trained_as_copies():
     before = {name: copy.deepcopy(part.state_dict()) for name, part in own.items()}
     detector = fitted(correlated(), latent_dim=2, **own)
     for name, part in own.items():
-        trained = getattr(detector.gan_, name)
+        trained = getattr(detector.model_, name)
         assert trained is not part
         for key, value in part.state_dict().items():
             assert torch.equal(value, before[name][key])
@@ -710,11 +710,17 @@ def test_parameters_out_of_range_are_refused_in_scikit_learns_words(parameters, 
 
 def test_other_arguments_out_of_range(table):
     message = (
-        "The 'method' parameter of InvGAN.log_likelihood must be one of aggregate, joint, riemannian. "
-        "Got 'ais' instead."
+        "The 'method' parameter of InvGAN.log_likelihood must be one of aggregate, joint, riemannian, "
+        "laplace, importance, ais. Got 'exact' instead."
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        table.log_likelihood(named(), "ais")
+        table.log_likelihood(named(), "exact")
+    message = (
+        "The 'n_samples' parameter of InvGAN.log_likelihood must be an int in the range [2, inf). "
+        "Got 1 instead."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        table.log_likelihood(named(), "importance", n_samples=1)
     with pytest.raises(
         InputError, match=r"^Z must have shape \(n, 2\), one latent per row\. Got \(5, 3\) instead"
     ):

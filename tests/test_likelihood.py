@@ -287,3 +287,22 @@ def test_a_copys_density_follows_from_its_state_and_the_generator():
     again.load_state_dict(fitted.state_dict())
     rows = random(10, 5, seed=9)
     assert torch.equal(again.log_prob(rows), fitted.log_prob(rows))
+
+
+@pytest.mark.parametrize("n_features", [2, 5, 30])
+def test_the_aggregate_of_known_features_is_the_mixture_of_their_marginals(n_features):
+    mixture = curved_mixture(40, n_features)
+    components = by_hand(mixture, Curved(n_features)).component_distribution
+    rows = 2 * random(12, n_features, seed=9)
+    observed = random(12, n_features, seed=10) > -0.5
+    found = mixture.log_prob(rows, observed=observed)
+    for row, known, value in zip(rows, observed, found, strict=True):
+        covariance = components.covariance_matrix[:, known][:, :, known]
+        expected = MultivariateNormal(components.loc[:, known], covariance).log_prob(row[known])
+        assert torch.allclose(value, torch.logsumexp(expected, 0) - math.log(40), rtol=1e-9)
+
+
+def test_the_marginal_of_all_features_is_the_density_itself():
+    mixture, rows = curved_mixture(), random(10, 5, seed=9)
+    everything = torch.ones_like(rows, dtype=torch.bool)
+    assert torch.allclose(mixture.log_prob(rows, observed=everything), mixture.log_prob(rows), rtol=1e-10)

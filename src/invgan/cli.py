@@ -237,7 +237,7 @@ def fit(
     _require_writable(out.parent, out)
     _require_replaceable(out)
     from invgan.detectors import InvGAN
-    from invgan.detectors.base import MIN_ROWS
+    from invgan.estimators import MIN_ROWS
 
     rows, is_anomaly = _read(data, label=label, min_rows=MIN_ROWS)
     normal = rows.X if is_anomaly is None else rows.X[~is_anomaly]

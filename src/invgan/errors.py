@@ -18,3 +18,7 @@ class InputError(ValueError):
 
 class TrainingDivergedError(ArithmeticError):
     """A loss stopped being finite: the message names the loss, the step, and what to try."""
+
+
+class UnreliableEstimateWarning(UserWarning):
+    """Some values of a Monte-Carlo estimate are not to be trusted; the diagnostics tell which."""

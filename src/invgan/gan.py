@@ -62,7 +62,7 @@ class InvertedGenerator(Trainable):
     @property
     def stochastic_generator(self) -> StochasticGenerator:
         """f(z) = g(z) + σ(z) ⊙ ε, with data rows flattened (Eq. 2)."""
-        return StochasticGenerator(lambda z: self.generator(z).flatten(1), self.variance)
+        return StochasticGenerator(nn.Sequential(self.generator, nn.Flatten(1)), self.variance)
 
     def reconstruction_loss(self, sample: Sample) -> Tensor:
         r"""Line 11: L_{h,σ}, the negative log-likelihood of real rows plus the aggregated-posterior KL.
@@ -220,3 +220,26 @@ def aggregated_posterior_kl(z: Tensor) -> Tensor:
     """
     mean, variance = z.mean(0), z.var(0, correction=0).clamp_min(1e-8)
     return 0.5 * (variance + mean.square() - 1 - variance.log()).sum()
+
+
+def energy_distance(rows: Tensor, others: Tensor) -> Tensor:
+    r"""Measure how far two samples' distributions are apart, at least 0 and 0 only if they are the same.
+
+    .. math:: 2\,\mathrm{E}\|x - y\| - \mathrm{E}\|x - x'\| - \mathrm{E}\|y - y'\|
+
+    Parameters
+    ----------
+    rows, others : Tensor, shape (m, ...) and (n, ...)
+
+    Source
+    ------
+    Székely and Rizzo (2013), "Energy statistics", Eq. 5: a generator's losses tell nothing of how good it is,
+    since its discriminator moves with it; this does.
+
+    Examples
+    --------
+    >>> energy_distance(torch.zeros(3, 1), torch.ones(2, 1)).item()
+    2.0
+    """
+    x, y = rows.flatten(1), others.flatten(1)
+    return 2 * torch.cdist(x, y).mean() - torch.cdist(x, x).mean() - torch.cdist(y, y).mean()

@@ -11,9 +11,9 @@ from sklearn.utils._param_validation import HasMethods, Interval
 from torch import Tensor, nn
 
 from invgan import networks
-from invgan.detectors.base import Split
 from invgan.detectors.latent import MAX_STD, LatentDetector
 from invgan.errors import InputError
+from invgan.estimators import Split
 from invgan.gan import Inverse
 from invgan.networks import RBFVariance
 from invgan.preprocess import AffineScaling
@@ -42,7 +42,7 @@ class ImplicitLikelihood(LatentDetector):
 
     Attributes
     ----------
-    inverse_ : Inverse
+    model_ : Inverse
         The generator's copy with its trained h and σ.
 
     Raises
@@ -110,10 +110,6 @@ class ImplicitLikelihood(LatentDetector):
         self.checkpoint_every = checkpoint_every
         self.verbose = verbose
 
-    @property
-    def _model(self) -> Inverse:
-        return self.inverse_
-
     def _choice(self, name: str) -> Any:
         default = {"method": "riemannian", "centers": "data", "n_centers": 256}[name]
         own = getattr(self, name, None)
@@ -128,14 +124,14 @@ class ImplicitLikelihood(LatentDetector):
         self.scaling_ = self._scale(training)
         draws = torch.Generator().manual_seed(seed)
         n_features, n_centers = math.prod(self.data_shape_), self._choose_n_centers(len(training))
-        self.inverse_ = Inverse(
+        self.model_ = Inverse(
             _Scaled(generator, copy.deepcopy(self.scaling_), self.data_shape_),
             self._build_inference(draws),
             RBFVariance(self.latent_dim_, n_features, n_centers, max_std=MAX_STD),
             latent_dim=self.latent_dim_,
         )
         self._initialize_variance(draws, seed)
-        self._train(rows, split, seed)
+        self._train_and_prepare(rows, split, seed)
 
     def _build_inference(self, draws: torch.Generator) -> nn.Module:
         if self.inference is not None:
@@ -148,10 +144,10 @@ class ImplicitLikelihood(LatentDetector):
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise InputError(
             "A likelihood of a generator of your own cannot be saved, because a model file holds no code; "
-            "keep the state_dict of its inverse_ instead."
+            "keep the state_dict of its model_ instead."
         )
 
-    def _restore(self, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+    def _build(self, tensors: dict[str, Tensor]) -> Inverse:
         raise InputError("a model file holds no generator of your own.")
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from dataclasses import asdict
 from numbers import Integral
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
@@ -12,13 +11,11 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
 
 from invgan import networks
-from invgan.detectors.base import Split
 from invgan.detectors.latent import MAX_STD, LatentDetector
 from invgan.errors import InputError
+from invgan.estimators import Split
 from invgan.gan import ADVERSARIAL_LOSSES, GAN
 from invgan.networks import RBFVariance
-from invgan.preprocess import AffineScaling
-from invgan.training import History
 
 
 class _Settings(NamedTuple):
@@ -98,7 +95,7 @@ class InvGAN(LatentDetector):
 
     Attributes
     ----------
-    gan_ : GAN
+    model_ : GAN
         The trained networks.
     history_ : History
         Losses and validation likelihoods of the training.
@@ -188,9 +185,12 @@ class InvGAN(LatentDetector):
         self.latent_dim_ = self._choose_latent_dim(len(training))
         self.scaling_ = self._scale(training)
         draws = torch.Generator().manual_seed(seed)
-        self.gan_ = self._build(len(training))
-        self._initialize(draws, seed)
-        self._train(rows, split, seed)
+        self.model_ = gan = self._networks(self._choose_n_centers(len(training)))
+        if self.generator is None:
+            for part in (gan.generator, gan.discriminator, gan.inference):
+                networks.initialize(part.to_empty(device="cpu"), draws)
+        self._initialize_variance(draws, seed)
+        self._train_and_prepare(rows, split, seed)
 
     def _check_consistency(self, n_training: int) -> None:
         given = [self.generator is not None, self.discriminator is not None, self.inference is not None]
@@ -206,18 +206,12 @@ class InvGAN(LatentDetector):
         # K >= d + 1 centres need as many rows.
         return min(networks.default_latent_dim(self.data_shape_, self.preset), max(1, n_training - 1))
 
-    @property
-    def _model(self) -> GAN:
-        return self.gan_
-
     def _choice(self, name: str) -> Any:
         own = getattr(self, name)
         return getattr(_SETTINGS[self.preset], name) if own is None else own
 
-    def _build(self, n_training: int | None, n_centers: int | None = None) -> GAN:
-        """Construct the networks without memory; n_centers is known when a model is loaded."""
-        if n_centers is None:
-            n_centers = self._choose_n_centers(n_training or 0)
+    def _networks(self, n_centers: int) -> GAN:
+        """Construct the networks without memory."""
         with torch.device("meta"):
             if self.generator is None:
                 parts = networks.build(self.data_shape_, self.latent_dim_, self.preset)
@@ -226,65 +220,15 @@ class InvGAN(LatentDetector):
             parts = networks.Networks(*copy.deepcopy((self.generator, self.discriminator, self.inference)))
         return GAN(*parts, variance, latent_dim=self.latent_dim_, loss=self._choice("loss"))
 
-    def _initialize(self, draws: torch.Generator, seed: int) -> None:
-        gan = self.gan_
-        if self.generator is None:
-            for part in (gan.generator, gan.discriminator, gan.inference):
-                part.to_empty(device="cpu")
-                networks.initialize(part, draws)
-        self._initialize_variance(draws, seed)
-
     # ---------------------------------------------------------------- model file
+
+    def _build(self, tensors: dict[str, Tensor]) -> GAN:
+        return self._networks(n_centers=tensors["model.variance.weight"].shape[1])
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if self.generator is not None:
             raise InputError(
                 "A model with networks of your own cannot be saved, because a model file holds no code; keep "
-                "the state_dict of its gan_ instead."
+                "the state_dict of its model_ instead."
             )
-        tensors = {f"gan.{name}": tensor for name, tensor in self.gan_.state_dict().items()}
-        tensors |= {f"scaling.{name}": tensor for name, tensor in self.scaling_.state_dict().items()}
-        tensors |= {f"mixture.{name}": tensor for name, tensor in self.mixture_.state_dict().items()}
-        metadata = {
-            "latent_dim": self.latent_dim_,
-            "history": asdict(self.history_),
-        }
-        return metadata, tensors | {"typical": self.typical_}
-
-    def _restore(self, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
-        if self.device == "cuda":
-            self.device = "auto"  # the machine that loads may have none
-        self.latent_dim_ = int(metadata["latent_dim"])
-        self.history_ = History(**metadata["history"])
-        self.gan_ = self._build(None, n_centers=tensors["gan.variance.weight"].shape[1])
-        # Shapes are compared with those of the architecture before anything is assigned.
-        self.gan_.load_state_dict(_part(tensors, "gan."), assign=True)
-        self._check_shapes(tensors)
-        scaling = _part(tensors, "scaling.")
-        self.scaling_ = AffineScaling(scaling["shift"], scaling["scale"], self.data_shape_)
-        self._to_scoring_precision()
-        self.typical_ = tensors["typical"].to(self._device())
-        mixture = _part(tensors, "mixture.")
-        with self._scoring():
-            self.mixture_ = self._mixture(
-                mixture["centers"].to(self._device()), mixture["codes"].to(self._device())
-            )
-        self.mixture_.load_state_dict(mixture)
-
-    def _check_shapes(self, tensors: dict[str, Tensor]) -> None:
-        """Compare the tensors outside the networks, which check their own, with the shape of the data."""
-        n_features, n_components = math.prod(self.data_shape_), len(tensors["mixture.codes"])
-        expected = {
-            "scaling.shift": self.data_shape_ if len(self.data_shape_) == 1 else (),
-            "scaling.scale": self.data_shape_ if len(self.data_shape_) == 1 else (),
-            "typical": (n_features,),
-            "mixture.centers": (n_components, n_features),
-            "mixture.codes": (n_components, self.latent_dim_),
-        }
-        for name, shape in expected.items():
-            if tensors[name].shape != shape:
-                raise ValueError(f"tensor '{name}' has shape {tuple(tensors[name].shape)}, not {shape}")
-
-
-def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        return super()._state()

@@ -1,13 +1,11 @@
 """What estimators with a generator, its inverse and its variance share: training, likelihoods, latents."""
 
-import hashlib
-import json
+import math
+import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from numbers import Integral, Real
-from pathlib import Path
-from typing import Any, ClassVar
+from collections import defaultdict
+from numbers import Integral
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -15,104 +13,80 @@ from sklearn.base import TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor, nn
+from torch import Tensor
 
-from invgan.detectors.base import AnomalyDetector, Split
-from invgan.errors import InputError
+from invgan.errors import InputError, UnreliableEstimateWarning
+from invgan.estimators import NeuralDetector, Split, check_shapes, in_blocks, part_of
 from invgan.gan import InvertedGenerator
 from invgan.likelihood import (
+    Estimate,
     LogLikelihood,
-    StochasticGenerator,
     TangentMixture,
+    ais,
     conditional,
+    importance,
     joint,
+    laplace,
+    map_latent,
+    map_latents,
     riemannian,
 )
 from invgan.networks import RBFVariance
-from invgan.preprocess import AffineScaling
-from invgan.training import Checkpointing, History, Machine, Schedule, progress_bar, threads_for, train
 
-METHODS = ("aggregate", "joint", "riemannian")
+METHODS = ("aggregate", "joint", "riemannian", "laplace", "importance", "ais")
+"""All estimates of log p(x)."""
+CHEAP_METHODS = METHODS[:3]
+"""Those that take no search for a mode: fast enough to score every row of a data set by."""
 PRIOR_DRAWS = 10_000
 """Latents drawn from the prior for k-means (line 3 of Algorithm 1: "a fixed number")."""
 MAX_COMPONENTS = 5000
 """Training rows that carry a component of the aggregate density, chosen at random where there are more."""
+SEARCH_BLOCK = 16
+"""Rows whose modes are searched for together: all wait for the slowest, and samples make them many anyway."""
 MAX_STD = 10.0
 """Largest σ, in units of the scaled data, whose own spread is about one."""
 
 
-class LatentDetector(TransformerMixin, AnomalyDetector):
+class Search(NamedTuple):
+    """How hard an estimate of log p(x) tries: the parameters of :meth:`LatentDetector.log_likelihood`."""
+
+    refine: bool = False
+    n_starts: int = 1
+    n_samples: int | None = None
+    n_temperatures: int = 100
+
+
+class LatentDetector(TransformerMixin, NeuralDetector):
     """Base of the estimators that score by a generator's likelihood at z = h(x).
 
-    A subclass implements ``_fit_rows``, which builds :attr:`_model` and calls :meth:`_train`, and the choices
-    :meth:`_choice` of score, centres and their number.
+    A subclass implements ``_fit_rows``, which builds the model and calls :meth:`_train_and_prepare`, and the
+    choices :meth:`_choice` of score, centres and their number.
 
     Attributes
     ----------
-    history_ : History
-        Losses and validation likelihoods of the training.
     latent_dim_ : int
         Dimension of the latent space.
-    scaling_ : AffineScaling
-        From the data's units to the networks'.
     mixture_ : TangentMixture
         The aggregate density.
     """
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
-        **AnomalyDetector._parameter_constraints,
+        **NeuralDetector._parameter_constraints,
         "method": [None, StrOptions(set(METHODS))],
         "n_centers": [None, Interval(Integral, 2, None, closed="left")],
-        "max_steps": [None, Interval(Integral, 1, None, closed="left")],
-        "batch_size": [None, Interval(Integral, 2, None, closed="left")],
-        "learning_rate": [Interval(Real, 0, None, closed="neither")],
-        "patience": [None, Interval(Integral, 1, None, closed="left")],
-        "device": [StrOptions({"auto", "cpu", "cuda"})],
-        "processes": [Interval(Integral, 1, None, closed="left")],
-        "precision": [StrOptions({"auto", "32-true", "bf16-mixed"})],
-        "checkpoint": [None, str, Path],
-        "checkpoint_every": [Interval(Integral, 1, None, closed="left")],
-        "verbose": ["boolean"],
     }
+    _scoring_parameters: ClassVar[tuple[str, ...]] = (*NeuralDetector._scoring_parameters, "method")
 
     n_centers: int | None
-    max_steps: int | None
-    batch_size: int | None
-    learning_rate: float
-    patience: int | None
-    device: str
-    processes: int
-    precision: str
-    checkpoint: str | Path | None
-    checkpoint_every: int
-    verbose: bool
+    model_: InvertedGenerator
     latent_dim_: int
-    scaling_: AffineScaling
-    history_: History
-
-    @property
-    @abstractmethod
-    def _model(self) -> InvertedGenerator:
-        """The trained networks."""
+    mixture_: TangentMixture
 
     @abstractmethod
     def _choice(self, name: str) -> Any:
         """Return "method", "centers" or "n_centers" as given, or by default."""
 
     # ---------------------------------------------------------------- fitting
-
-    def _scale(self, training: Tensor) -> AffineScaling:
-        if len(self.data_shape_) == 1:
-            return AffineScaling.standardize(training)
-        return AffineScaling.to_unit_range(training)
-
-    def _check_batch_size(self, n_training: int) -> None:
-        if self.batch_size is not None and self.batch_size > n_training:
-            raise InputError(
-                f"The 'batch_size' parameter of {type(self).__name__} must be at most the number of training "
-                f"rows, {n_training} after holding out rows for validation and calibration. "
-                f"Got {self.batch_size} instead."
-            )
 
     def _choose_n_centers(self, n_training: int) -> int:
         from_data = self._choice("centers") == "data"
@@ -138,7 +112,7 @@ class LatentDetector(TransformerMixin, AnomalyDetector):
         return int(self.n_centers)
 
     def _initialize_variance(self, draws: torch.Generator, seed: int) -> None:
-        model = self._model
+        model = self.model_
         model.variance = RBFVariance(*self._variance_shape(), max_std=MAX_STD)
         model.variance.weight.data.uniform_(generator=draws)
         prior = torch.randn(PRIOR_DRAWS, self.latent_dim_, generator=draws)
@@ -147,74 +121,21 @@ class LatentDetector(TransformerMixin, AnomalyDetector):
             model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _variance_shape(self) -> tuple[int, int, int]:
-        n_features, n_centers = self._model.variance.get_parameter("weight").shape
+        n_features, n_centers = self.model_.variance.get_parameter("weight").shape
         return self.latent_dim_, n_features, n_centers
 
-    def _train(self, rows: Tensor, split: Split, seed: int) -> None:
+    def _train_and_prepare(self, rows: Tensor, split: Split, seed: int) -> None:
         """Train the model on the split's rows and make it ready to score."""
-        training, validation = rows[split.training], rows[split.validation]
-        schedule = self._schedule(len(training))
-        with progress_bar("training", schedule.max_steps, enabled=self.verbose) as on_log:
-            self.history_ = train(
-                self._model,
-                training,
-                validation,
-                prepare=self.scaling_,
-                schedule=schedule,
-                seed=seed,
-                machine=Machine(self._device().type, self.processes, self._choose_precision()),
-                checkpointing=self._checkpointing(rows, seed),
-                on_log=on_log,
-            )
-        self._prepare_scoring(torch.cat([training, validation]), seed)
-        held_out = torch.cat([validation, rows[split.calibration]])
+        self._train(rows, split, seed)
+        self._prepare_scoring(rows[np.concatenate([split.training, split.validation])], seed)
+        held_out = rows[np.concatenate([split.validation, split.calibration])]
         self.typical_ = self._conditional(held_out).mean(0)
-
-    def _schedule(self, n_training: int) -> Schedule:
-        convolutional = self._is_convolutional()
-        return Schedule(
-            max_steps=self.max_steps or (4000 if convolutional else 1500),
-            batch_size=self.batch_size or min(128, n_training) // self.processes * self.processes,
-            learning_rate=self.learning_rate,
-            patience=self.patience,
-        )
-
-    def _is_convolutional(self) -> bool:
-        return any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in self._model.modules())
-
-    def _choose_precision(self) -> str:
-        if self.precision != "auto":
-            return self.precision
-        native = (
-            torch.cuda.is_bf16_supported()
-            if self._device().type == "cuda"
-            else getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-        )
-        return "bf16-mixed" if native and self._is_convolutional() else "32-true"
-
-    def _device(self) -> torch.device:
-        if self.device == "cuda" and not torch.cuda.is_available():
-            raise InputError("device='cuda' was asked for, but PyTorch finds no CUDA device here.")
-        return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
-
-    def _checkpointing(self, rows: Tensor, seed: int) -> Checkpointing | None:
-        if self.checkpoint is None:
-            return None
-        irrelevant = ("checkpoint", "checkpoint_every", "verbose", "false_positive_rate", "method")
-        settings = {name: v for name, v in self._plain_parameters().items() if name not in irrelevant}
-        settings |= {"seed": seed, "precision": self._choose_precision(), "networks": repr(self._model)}
-        digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        digest.update(rows.numpy().tobytes())
-        for tensor in self._model.state_dict().values():  # initial weights: yours, if the networks are
-            digest.update(tensor.contiguous().numpy().tobytes())
-        return Checkpointing(Path(self.checkpoint), self.checkpoint_every, digest.hexdigest())
 
     # ---------------------------------------------------------------- scoring
 
     def _prepare_scoring(self, rows: Tensor, seed: int) -> None:
         """Bring the trained networks to scoring precision, fit σ around the data, build the aggregate."""
-        self._to_scoring_precision()
-        gan = self._model
+        gan = self.model_
         with self._scoring():
             codes = self._encode(rows)
             if self._choice("centers") == "data":
@@ -230,118 +151,85 @@ class LatentDetector(TransformerMixin, AnomalyDetector):
             self.mixture_ = self._mixture(centers, codes[chosen])
             self.mixture_.fit_bandwidths(seed=seed)
 
-    def _to_scoring_precision(self) -> None:
-        # Dense networks cost nothing in double precision; convolutions would cost ten times as much.
-        convolutional = self._is_convolutional()
-        self._model.to(self._device(), torch.float32 if convolutional else torch.float64)
-        if convolutional:  # a model file holds no memory format, on which rounding depends
-            self._model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._model.requires_grad_(False).eval()
-        self.scaling_.to(self._device())
-
     def _mixture(self, centers: Tensor, codes: Tensor) -> TangentMixture:
         return TangentMixture(centers, codes, self._generate)
 
     def _generate(self, z: Tensor) -> Tensor:
         """Return g(z), flattened; a method, unlike a lambda, is pickled and copied with the estimator."""
-        return self._model.generator(z).flatten(1)
-
-    @contextmanager
-    def _scoring(self) -> Iterator[None]:
-        device = self._device()
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), threads_for(self._model, device):
-            yield
-
-    def _prepare(self, rows: Tensor) -> Tensor:
-        scaled = self.scaling_(rows.to(self._device())).to(next(self._model.parameters()).dtype)
-        # Squares of larger values overflow in single precision, and scores would be NaN.
-        return scaled.clamp(-1e9, 1e9) if scaled.dtype == torch.float32 else scaled
+        return self.model_.generator(z).flatten(1)
 
     def _encode(self, rows: Tensor) -> Tensor:
-        return self._blocks(lambda block: self._model.inference(self._prepare(block)), rows)
-
-    def _blocks(self, function: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
-        """Apply a function in blocks of one fixed size, the last one filled up.
-
-        Matrix products round differently at different sizes: only so is a row's score the same, bit for
-        bit, alone and in any company.
-        """
-        size = 32 if self._is_convolutional() else 128
-        results = []
-        for block in rows.split(size):
-            filled = torch.cat([block, block[-1:].expand(size - len(block), *block.shape[1:])])
-            results.append(function(filled)[: len(block)])
-        return torch.cat(results)
+        return self._blocks(lambda block: self.model_.inference(self._prepare(block)), rows)
 
     def _score_rows(self, rows: Tensor) -> np.ndarray:
-        return self._log_likelihood(rows, self._choice("method")).values
+        return self._log_likelihood(rows, self._choice("method"), Search()).values
 
     def _conditional(self, rows: Tensor) -> Tensor:
         def per_feature(block: Tensor) -> Tensor:
             scaled = self._prepare(block)
-            z = self._model.inference(scaled)
-            return conditional(self._model.stochastic_generator, scaled, z).double()
+            z = self.model_.inference(scaled)
+            return conditional(self.model_.stochastic_generator, scaled, z).double()
 
         with self._scoring():
             return self._blocks(per_feature, rows)
 
-    def _log_likelihood(self, rows: Tensor, method: str) -> LogLikelihood:
-        with self._scoring():
-            if method == "riemannian":
-                return self._riemannian(rows)
-
-            def log_density(block: Tensor) -> Tensor:
-                scaled = self._prepare(block)
-                if method == "aggregate":
-                    return self.mixture_.log_prob(scaled.flatten(1).to(self.mixture_.centers.dtype)).double()
-                return joint(self._model.stochastic_generator, scaled, self._model.inference(scaled)).double()
-
-            values = self._blocks(log_density, rows) + self.scaling_.log_abs_det
-        return LogLikelihood(values.cpu().numpy(), None, {})
-
-    def _riemannian(self, rows: Tensor) -> LogLikelihood:
-        # A surface's volume in the data's units is not one factor away from that in scaled units: the
-        # tangents themselves are returned to the data's units.
-        scale = self.scaling_.scale.expand(self.data_shape_).flatten()
-        scaled_f = self._model.stochastic_generator
-        f = StochasticGenerator(
-            lambda z: scaled_f.mean(z) * scale.to(z), lambda z: scaled_f.std(z) * scale.to(z)
-        )
-
-        def log_density(block: Tensor) -> Tensor:
-            values, at = riemannian(f, self._model.inference(self._prepare(block)))
-            condition = at.singular_values[:, 0] / at.singular_values[:, -1]
-            return torch.stack([values, condition, at.rank.double()], 1)
-
-        values, condition, rank = self._blocks(log_density, rows).cpu().numpy().T.copy()
-        return LogLikelihood(
-            values, None, {"condition_number": condition, "rank_deficient": rank < self.latent_dim_}
-        )
-
-    def log_likelihood(self, X: Any, method: str | None = None) -> LogLikelihood:
-        """Estimate log p(x) of each row by a named method.
+    def log_likelihood(
+        self,
+        X: Any,
+        method: str | None = None,
+        *,
+        refine: bool = False,
+        n_starts: int = 1,
+        n_samples: int | None = None,
+        n_temperatures: int = 100,
+    ) -> LogLikelihood:
+        """Estimate log p(x) of each row by a named method, over the features that are known.
 
         Parameters
         ----------
         X : as in fit
-        method : {"aggregate", "joint", "riemannian"}, optional
-            By default the one that ``score_samples`` uses.
+            NaN stands for a missing value, and is marginalised exactly: the result is log p of the others.
+        method : {"aggregate", "joint", "riemannian", "laplace", "importance", "ais"}, optional
+            By default the one that ``score_samples`` uses. "laplace", "importance" and "ais" estimate the
+            same integral :math:`\\log \\int p(x | z) p(z) dz`: see docs/likelihoods.md for which to believe.
+        refine : bool
+            Evaluate "joint" and "riemannian" at the mode of p(z | x) next to h(x), rather than at h(x); rows
+            with missing values, of which h knows nothing, always are.
+        n_starts : int
+            Searches for a mode, by "laplace", "importance" and "ais": from h(x), and from ``n_starts - 1``
+            draws of the prior. "laplace" takes the best mode, the other two use them all.
+        n_samples : int, optional
+            Draws per row of "importance" (1,000), or chains of "ais" (64).
+        n_temperatures : int
+            Steps of "ais" from the proposal to the posterior.
 
         Returns
         -------
         LogLikelihood
-            ``values`` (n,) in nats, in the data's own units; ``standard_error``, None for these methods,
-            which sample nothing; ``diagnostics``: for "riemannian" each row's ``condition_number`` of
-            [J_g; J_σ] and whether it is ``rank_deficient``.
+            ``values`` (n,) in nats, in the data's own units; ``standard_error`` (n,) for "importance" and
+            "ais", otherwise None; ``diagnostics``, a dictionary of arrays (n,):
+
+            - "riemannian": the ``condition_number`` of [J_g; J_σ], and whether it is ``rank_deficient``;
+            - "laplace", "importance", "ais", and all that were refined: whether the search for a mode
+              ``converged`` (from any start);
+            - "laplace": ``newton_decrement``, the nats another Newton step would gain;
+            - "importance", "ais": ``effective_sample_size``, and whether the value is ``reliable``.
+
+        Warns
+        -----
+        UnreliableEstimateWarning
+            If the draws of "importance" or "ais" are too unequal for some rows' values, or for their
+            standard errors, to be trusted.
 
         Raises
         ------
         ValueError
-            If the method is not one of these.
+            If a parameter is out of range, or for "riemannian" if a row has fewer features than the latent
+            space has dimensions.
 
         Source
         ------
-        Paper, Eq. 4 (riemannian).
+        Paper, Eq. 4 (riemannian); :mod:`invgan.likelihood` has the sources of the others.
         """
         check_is_fitted(self)
         method = method or self._choice("method")
@@ -350,7 +238,131 @@ class LatentDetector(TransformerMixin, AnomalyDetector):
                 f"The 'method' parameter of {type(self).__name__}.log_likelihood must be one of "
                 f"{', '.join(METHODS)}. Got {method!r} instead."
             )
-        return self._log_likelihood(self._check_rows(X, fitting=False), method)
+        for name, value, least in (
+            ("n_starts", n_starts, 1),
+            ("n_samples", 2 if n_samples is None else n_samples, 2),
+            ("n_temperatures", n_temperatures, 1),
+        ):
+            if not isinstance(value, Integral) or value < least:
+                raise InputError(
+                    f"The {name!r} parameter of {type(self).__name__}.log_likelihood must be an int in the "
+                    f"range [{least}, inf). Got {value!r} instead."
+                )
+        rows = self._check_rows(X, fitting=False, missing=True)
+        found = self._log_likelihood(rows, method, Search(refine, n_starts, n_samples, n_temperatures))
+        doubtful = ~found.diagnostics.get("reliable", np.ones(1, dtype=bool))
+        if doubtful.any():
+            warnings.warn(
+                f"{method}: {doubtful.sum()} of {len(rows)} values are not to be trusted, nor are their "
+                "standard errors, because few draws carry almost all of the weight; diagnostics['reliable'] "
+                "is False for them. Raise n_samples or n_starts.",
+                UnreliableEstimateWarning,
+                stacklevel=2,
+            )
+        return found
+
+    def _log_likelihood(self, rows: Tensor, method: str, search: "Search") -> LogLikelihood:
+        names: list[str] = []
+
+        def columns(block: Tensor, observed: Tensor | None = None) -> Tensor:
+            estimate = self._estimate(block, observed, method, search)
+            error = {} if estimate.standard_error is None else {"standard_error": estimate.standard_error}
+            results = {"values": estimate.values} | error | estimate.diagnostics
+            names[:] = results
+            return torch.stack([result.double() for result in results.values()], 1)
+
+        observed = torch.ones(rows.shape, dtype=torch.bool) if rows.dtype == torch.uint8 else ~rows.isnan()
+        if method == "riemannian":
+            self._check_rank(observed.flatten(1).sum(1))
+        complete = observed.flatten(1).all(1)
+        # Rows that took no search beside rows that did have none that could fail.
+        found: defaultdict[str, np.ndarray] = defaultdict(lambda: np.ones(len(rows)))
+        with self._scoring():
+            for which, masks in ((complete, ()), (~complete, (observed[~complete],))):
+                if not which.any():
+                    continue
+                if method in CHEAP_METHODS:
+                    part = self._blocks(columns, rows[which], *masks)
+                else:
+                    part = in_blocks(columns, rows[which], *masks, size=SEARCH_BLOCK)
+                for name, column in zip(names, part.cpu().numpy().T, strict=True):
+                    found[name][which.numpy()] = column
+        values, error = found.pop("values"), found.pop("standard_error", None)
+        flags = ("converged", "reliable", "rank_deficient")
+        diagnostics = {name: a.astype(bool) if name in flags else a for name, a in found.items()}
+        return LogLikelihood(values, error, diagnostics)
+
+    def _check_rank(self, n_observed: Tensor) -> None:
+        few = (n_observed < min(self.latent_dim_, math.prod(self.data_shape_))).nonzero()
+        if len(few):
+            row = int(few[0])
+            raise InputError(
+                f"X has only {int(n_observed[row])} values in row {row}, fewer than the {self.latent_dim_} "
+                "latent dimensions, and 'riemannian' is a density on a surface that would have none left: "
+                "use method='importance'."
+            )
+
+    def _estimate(self, block: Tensor, observed: Tensor | None, method: str, search: "Search") -> Estimate:
+        """Estimate log p of raw rows in nats of the data's own units; each row by itself."""
+        scaled, log_scale = self._prepare(block), self.scaling_.scale.log().expand(self.data_shape_).flatten()
+        if observed is not None:
+            observed = observed.to(scaled.device).flatten(1)
+            # What stands in for a missing value only decides where the search for a mode begins.
+            scaled = torch.where(observed.view(scaled.shape), scaled, 0)
+            log_abs_det = -(observed * log_scale).sum(1)
+        else:
+            log_abs_det = -log_scale.sum()
+        rows = scaled.flatten(1)
+        if method == "aggregate":
+            values = self.mixture_.log_prob(rows.to(self.mixture_.centers.dtype), observed=observed)
+            return Estimate(values.double() + log_abs_det, None, {})
+        f, z = self.model_.stochastic_generator, self.model_.inference(scaled)
+        # Fresh draws, the same for all blocks: a value may not depend on the rows that were scored before.
+        draws = torch.Generator().manual_seed(0)
+        diagnostics = {}
+        if method in ("joint", "riemannian"):
+            if search.refine or observed is not None:
+                z, converged = map_latent(f, rows, z, observed=observed)
+                diagnostics["converged"] = converged
+        else:
+            z, converged = map_latents(
+                f, rows, z, n_starts=search.n_starts, generator=draws, observed=observed
+            )
+            diagnostics["converged"] = converged.any(1)
+        if method == "riemannian":
+            estimate = self._riemannian(z, observed)
+            return estimate._replace(diagnostics=estimate.diagnostics | diagnostics)
+        if method == "joint":
+            estimate = Estimate(joint(f, rows, z, observed=observed).double(), None, {})
+        elif method == "laplace":
+            estimate = _best_mode([laplace(f, rows, mode, observed=observed) for mode in z.unbind(1)])
+        elif method == "importance":
+            n_samples = search.n_samples or 1000
+            estimate = importance(f, rows, z, n_samples=n_samples, generator=draws, observed=observed)
+        else:
+            estimate = ais(
+                f,
+                rows,
+                z,
+                n_chains=search.n_samples or 64,
+                n_temperatures=search.n_temperatures,
+                generator=draws,
+                observed=observed,
+            )
+        return Estimate(
+            estimate.values + log_abs_det, estimate.standard_error, estimate.diagnostics | diagnostics
+        )
+
+    def _riemannian(self, z: Tensor, observed: Tensor | None) -> Estimate:
+        # A surface's volume in the data's units is not one factor away from that in scaled units: the
+        # tangents themselves are returned to the data's units, and missing features take theirs along.
+        scale = self.scaling_.scale.expand(self.data_shape_).flatten()
+        seen = scale if observed is None else scale * observed
+        values, at = riemannian(self.model_.stochastic_generator, z, scale=seen)
+        condition = at.singular_values[:, 0] / at.singular_values[:, -1]
+        return Estimate(
+            values, None, {"condition_number": condition, "rank_deficient": at.rank < self.latent_dim_}
+        )
 
     # ---------------------------------------------------- explanations and latents
 
@@ -395,11 +407,11 @@ class LatentDetector(TransformerMixin, AnomalyDetector):
         z = self._check_latents(draws.standard_normal((n_samples, self.latent_dim_)))
         noise = torch.from_numpy(draws.standard_normal((n_samples, *self.data_shape_)))
         with self._scoring():
-            std = self._blocks(self._model.variance, z).view_as(noise) * self.scaling_.scale
+            std = self._blocks(self.model_.variance, z).view_as(noise) * self.scaling_.scale
             return (self._decode(z) + std * noise.to(std)).cpu().numpy()
 
     def _decode(self, z: Tensor) -> Tensor:
-        return self._blocks(lambda block: self.scaling_.inverse(self._model.generator(block)), z)
+        return self._blocks(lambda block: self.scaling_.inverse(self.model_.generator(block)), z)
 
     def _check_latents(self, Z: Any) -> Tensor:
         latents = np.asarray(Z, dtype=np.float64)
@@ -407,4 +419,39 @@ class LatentDetector(TransformerMixin, AnomalyDetector):
             raise InputError(
                 f"Z must have shape (n, {self.latent_dim_}), one latent per row. Got {latents.shape} instead."
             )
-        return torch.from_numpy(latents).to(next(self._model.parameters()))
+        return torch.from_numpy(latents).to(next(self.model_.parameters()))
+
+    # ---------------------------------------------------------------- model file
+
+    def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        metadata, tensors = super()._state()
+        tensors |= {f"mixture.{name}": tensor for name, tensor in self.mixture_.state_dict().items()}
+        return metadata | {"latent_dim": self.latent_dim_}, tensors | {"typical": self.typical_}
+
+    def _restore(self, metadata: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+        self.latent_dim_ = int(metadata["latent_dim"])
+        super()._restore(metadata, tensors)
+        n_features, n_components = math.prod(self.data_shape_), len(tensors["mixture.codes"])
+        expected = {
+            "typical": (n_features,),
+            "mixture.centers": (n_components, n_features),
+            "mixture.codes": (n_components, self.latent_dim_),
+        }
+        check_shapes(tensors, expected)
+        self.typical_ = tensors["typical"].to(self._device())
+        mixture = part_of(tensors, "mixture.")
+        with self._scoring():
+            self.mixture_ = self._mixture(
+                mixture["centers"].to(self._device()), mixture["codes"].to(self._device())
+            )
+        self.mixture_.load_state_dict(mixture)
+
+
+def _best_mode(estimates: list[Estimate]) -> Estimate:
+    """Take each row's highest value, with its diagnostics."""
+    values = torch.stack([estimate.values for estimate in estimates], 1)
+    best = values.argmax(1, keepdim=True)
+    decrements = torch.stack([estimate.diagnostics["newton_decrement"] for estimate in estimates], 1)
+    return Estimate(
+        values.gather(1, best)[:, 0], None, {"newton_decrement": decrements.gather(1, best)[:, 0]}
+    )

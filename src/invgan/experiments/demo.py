@@ -11,7 +11,7 @@ import numpy as np
 
 from invgan.data.scores import write_scores
 from invgan.detectors import InvGAN
-from invgan.detectors.latent import METHODS
+from invgan.detectors.latent import CHEAP_METHODS
 from invgan.errors import InputError
 from invgan.experiments.digits import RIVALS, digits_task
 from invgan.metrics import detection_metrics
@@ -56,7 +56,7 @@ def run(
     """
     task = digits_task(abnormal, seed=seed)
     detector = InvGAN(random_state=seed, max_steps=max_steps, verbose=verbose).fit(task.train)
-    log_likelihoods = {method: detector.log_likelihood(task.test, method).values for method in METHODS}
+    log_likelihoods = {method: detector.log_likelihood(task.test, method).values for method in CHEAP_METHODS}
     judged = judge(detector, log_likelihoods[likelihood_of(detector)])
 
     compared = {f"InvGAN {method}": values for method, values in log_likelihoods.items()}

@@ -19,6 +19,8 @@ MAX_QUERIES = 1000
 """Rows of which the cross-validated likelihood is taken, at most."""
 JACOBIAN_BLOCK = 64
 """Rows whose Jacobian is computed at once."""
+MAX_GRAM_VALUES = 2**24
+"""Numbers in the Gram matrices of rows with missing features: components are taken in blocks."""
 
 
 class TangentMixture(nn.Module):
@@ -64,6 +66,7 @@ class TangentMixture(nn.Module):
     codes: Tensor
     tangent_variance: Tensor
     noise_variance: Tensor
+    _generator: LatentMap
 
     def __init__(self, centers: Tensor, codes: Tensor, generator: LatentMap) -> None:
         super().__init__()
@@ -71,21 +74,27 @@ class TangentMixture(nn.Module):
         self.register_buffer("codes", codes)
         self.register_buffer("tangent_variance", torch.ones((), dtype=torch.float64))
         self.register_buffer("noise_variance", torch.ones((), dtype=torch.float64))
-        # What follows from the buffers and the generator is computed again on loading, not stored.
-        self._generator = generator
+        # What follows from the buffers and the generator is computed again on loading, not stored. If the
+        # generator is a module it must not become a part of this one, as by an assignment it would.
+        self.__dict__["_generator"] = generator
         self._tangents = self._all_tangents()
 
     @torch.no_grad()
     def _all_tangents(self) -> "_Tangents":
         everything = torch.arange(len(self.centers), device=self.centers.device)
-        parts = [
-            _tangents(
-                jacobian(self._generator, self.codes[block]), block, everything, self.centers, self.codes
-            )
-            for block in everything.split(JACOBIAN_BLOCK)
-        ]
+        parts = []
+        for block in everything.split(JACOBIAN_BLOCK):
+            directions = _to_neighbours(block, everything, self.centers, self.codes)
+            parts.append(_tangents(self._along(block, directions), self.centers[block]))
         basis, at_center, lengths = zip(*parts, strict=True)
         return _Tangents(torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths))
+
+    def _along(self, which: Tensor, directions: Tensor) -> Tensor:
+        """J V at the codes numbered ``which``, (b, d, k) → (b, D, k), in float64."""
+        z = self.codes[which]
+        if directions.shape[2] < z.shape[1]:
+            return jacobian(self._generator, z, directions=directions).double()
+        return jacobian(self._generator, z).double() @ directions.double()
 
     def set_bandwidths(self, *, tangent_variance: float, noise_variance: float) -> None:
         """Set s² (no unit) and τ² (in squared units of the scaled data)."""
@@ -115,13 +124,15 @@ class TangentMixture(nn.Module):
         fold_of = torch.empty_like(order).index_copy_(0, order, torch.arange(n).to(order) % N_FOLDS)
         queries = [self.centers[order[fold::N_FOLDS][: MAX_QUERIES // N_FOLDS]] for fold in range(N_FOLDS)]
         parts: list[list[_Pairs]] = [[] for _ in range(N_FOLDS)]
-        # Jacobians are the dear part: each is computed once and serves the four folds that its row is in.
+        others = [(fold_of != fold).nonzero()[:, 0] for fold in range(N_FOLDS)]
+        # Derivatives are the dear part: each row's are taken once, for all the folds that it is in.
         for block in torch.arange(n, device=order.device).split(JACOBIAN_BLOCK):
-            jacobians = jacobian(self._generator, self.codes[block])
+            directions = [_to_neighbours(block, rest, self.centers, self.codes) for rest in others]
+            widths = [each.shape[2] for each in directions]
+            along = self._along(block, torch.cat(directions, 2)).split(widths, dim=2)
             for fold in range(N_FOLDS):
-                others = (fold_of != fold).nonzero()[:, 0]
                 kept = fold_of[block] != fold
-                tangents = _tangents(jacobians[kept], block[kept], others, self.centers, self.codes)
+                tangents = _tangents(along[fold][kept], self.centers[block[kept]])
                 parts[fold].append(_pairs(queries[fold], self.centers[block[kept]], tangents))
         pairs = [_joined(fold) for fold in parts]
 
@@ -145,13 +156,38 @@ class TangentMixture(nn.Module):
         return -float(found.fun)
 
     @torch.no_grad()
-    def log_prob(self, rows: Tensor) -> Tensor:
-        """Log-density of scaled, flattened rows, shape (m, D) → (m,), in nats.
+    def log_prob(self, rows: Tensor, *, observed: Tensor | None = None) -> Tensor:
+        r"""Log-density of scaled, flattened rows, shape (m, D) → (m,), in nats.
 
-        Costs m·n·D·r multiplications, for n components of r tangents.
+        Costs m·n·D·r multiplications, for n components of r tangents; with missing features, of which the
+        axes that are left are no longer orthogonal, m·n·D·r² and r×r determinants:
+
+        .. math::
+            \log\det(U_o \Lambda U_o^\top + \tau^2 I) = |o| \log \tau^2 + \log\det A, \qquad
+            A = I + \tau^{-2} \Lambda^{1/2} U_o^\top U_o \Lambda^{1/2}
+
+        Parameters
+        ----------
+        rows : Tensor, shape (m, D)
+        observed : Tensor, shape (m, D), bool, optional
+            Which features are known; what stands in the others does not count, but has to be finite.
+
+        Returns
+        -------
+        Tensor, shape (m,)
         """
-        pairs = _pairs(rows, self.centers, self._tangents)
-        return _log_mixture(pairs, self.tangent_variance.item(), self.noise_variance.item())
+        tangent, noise = self.tangent_variance.item(), self.noise_variance.item()
+        if observed is None:
+            return _log_mixture(_pairs(rows, self.centers, self._tangents), tangent, noise)
+        n, rank = self._tangents.lengths.shape
+        size = max(1, MAX_GRAM_VALUES // ((rows.shape[1] + len(rows)) * rank**2))
+        parts = [
+            _log_marginal_components(
+                rows, observed.to(rows), self._tangents, self.centers, block, tangent, noise
+            )
+            for block in torch.arange(n, device=rows.device).split(size)
+        ]
+        return torch.logsumexp(torch.cat(parts, 1), 1) - math.log(n)
 
 
 class _Tangents(NamedTuple):
@@ -171,20 +207,23 @@ class _Pairs(NamedTuple):
     n_features: int
 
 
-def _tangents(jacobians: Tensor, which: Tensor, others: Tensor, centers: Tensor, codes: Tensor) -> _Tangents:
-    """Tangents at the centres numbered ``which``, with their nearest neighbours among ``others``."""
+def _to_neighbours(which: Tensor, others: Tensor, centers: Tensor, codes: Tensor) -> Tensor:
+    """Root of Σ_i, (b, d, k): the codes of each row's nearest neighbours among ``others``, from its own."""
     n_neighbours = min(N_NEIGHBOURS, len(others) - 1)
     squared = _squared_distances(centers[which], centers[others])
     squared[which[:, None] == others] = torch.inf  # no row is its own neighbour
     nearest = others[squared.topk(n_neighbours, largest=False).indices]  # b×k
-    to_neighbours = (codes[nearest] - codes[which, None]) / n_neighbours**0.5  # b×k×d
-    tangents = jacobians.double() @ to_neighbours.mT.double()  # b×D×k
+    return ((codes[nearest] - codes[which, None]) / n_neighbours**0.5).mT
+
+
+def _tangents(tangents: Tensor, centers: Tensor) -> _Tangents:
+    """Principal axes of the given tangents (b, D, k) at their centres (b, D)."""
     # The k×k Gram matrix has the same spectrum; at D in the thousands it is the cheaper way to it.
     squared_lengths, axes = torch.linalg.eigh(tangents.mT @ tangents)
     length = squared_lengths.clamp_min(0).sqrt()
     present = length > 1e-6 * length[:, -1:]
     direction = tangents @ axes / torch.where(present, length, 1)[:, None] * present[:, None]  # b×D×k
-    at_center = torch.einsum("bd,bdk->bk", centers[which].double(), direction)
+    at_center = torch.einsum("bd,bdk->bk", centers.double(), direction)
     basis = direction.transpose(0, 1).flatten(1)
     return _Tangents(basis.to(centers), at_center.to(centers), (length * present).to(centers))
 
@@ -210,6 +249,33 @@ def _log_mixture(pairs: _Pairs, tangent_variance: float, noise_variance: float) 
     log_det = along_variance.log().sum(-1) + (pairs.n_features - rank) * math.log(noise_variance)
     log_density = -0.5 * (quadratic + log_det + pairs.n_features * math.log(2 * math.pi))  # m×n
     return torch.logsumexp(log_density, 1) - math.log(n_components)
+
+
+def _log_marginal_components(
+    rows: Tensor,
+    observed: Tensor,
+    tangents: _Tangents,
+    centers: Tensor,
+    which: Tensor,
+    tangent_variance: float,
+    noise_variance: float,
+) -> Tensor:
+    """Log-density of the observed features under the components numbered ``which``, m×b."""
+    rank = tangents.lengths.shape[1]
+    centers, root = centers[which], tangent_variance**0.5 * tangents.lengths[which]  # b×D, b×r
+    basis = tangents.basis.view(rows.shape[1], -1, rank)[:, which] * root  # D×b×r
+    given = rows * observed
+    projected = given @ basis.flatten(1) - observed @ (basis * centers.T[..., None]).flatten(1)
+    projected = projected.view(len(rows), -1, rank)  # Λ^½ U_oᵀ r, m×b×r
+    gram = observed @ (basis[..., None] * basis[..., None, :]).flatten(1)
+    gram = gram.view(len(rows), -1, rank, rank) / noise_variance
+    factor = torch.linalg.cholesky(gram + torch.eye(rank, dtype=gram.dtype, device=gram.device))
+    white = torch.linalg.solve_triangular(factor, projected[..., None], upper=False)[..., 0]
+    squared = given.square().sum(1)[:, None] - 2 * given @ centers.T + observed @ centers.square().T
+    quadratic = (squared.clamp_min(0) - white.square().sum(2) / noise_variance).clamp_min(0) / noise_variance
+    log_det = 2 * factor.diagonal(dim1=2, dim2=3).log().sum(2)
+    n_observed = observed.sum(1)[:, None]
+    return -0.5 * (quadratic + log_det + n_observed * math.log(2 * math.pi * noise_variance))
 
 
 def _squared_distances(rows: Tensor, centers: Tensor) -> Tensor:

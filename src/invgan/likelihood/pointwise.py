@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from invgan.geometry import LatentMap, Volume, jacobian, volume
+from invgan.geometry import LatentMap, Stacked, Volume, jacobian, volume
 
 
 class LogLikelihood(NamedTuple):
@@ -22,16 +22,20 @@ class LogLikelihood(NamedTuple):
 
 
 class StochasticGenerator(NamedTuple):
-    """f(z) = g(z) + σ(z) ⊙ ε with ε ~ N(0, I_D): the paper's Eq. 2, on flattened rows."""
+    """f(z) = g(z) + σ(z) ⊙ ε with ε ~ N(0, I_D): the paper's Eq. 2, on flattened rows.
+
+    Give modules where there are any: functions hide the layers that make Jacobians fast.
+    """
 
     mean: LatentMap
     """g: (n, d) → (n, D)."""
     std: LatentMap
     """σ: (n, d) → (n, D), positive."""
 
-    def mean_and_std(self, z: Tensor) -> Tensor:
-        """Stack [g; σ], shape (n, 2D), whose Jacobian J has JᵀJ = J_gᵀJ_g + J_σᵀJ_σ, the metric of Eq. 3."""
-        return torch.cat([self.mean(z), self.std(z)], dim=1)
+    @property
+    def mean_and_std(self) -> Stacked:
+        """[g; σ], (n, d) → (n, 2D), whose Jacobian J has JᵀJ = J_gᵀJ_g + J_σᵀJ_σ, the metric of Eq. 3."""
+        return Stacked([self.mean, self.std])
 
 
 def log_prior(z: Tensor) -> Tensor:
@@ -66,15 +70,19 @@ def conditional(f: StochasticGenerator, rows: Tensor, z: Tensor) -> Tensor:
     return -0.5 * standardized.square() - std.log() - 0.5 * math.log(2 * math.pi)
 
 
-def joint(f: StochasticGenerator, rows: Tensor, z: Tensor) -> Tensor:
+def joint(f: StochasticGenerator, rows: Tensor, z: Tensor, *, observed: Tensor | None = None) -> Tensor:
     """log p(x | z) + log p(z), shape (n,): the joint density at z, in nats of the scaled data.
 
-    As a function of x at z = h(x) it is not normalised; it ranks rows.
+    As a function of x at z = h(x) it is not normalised; it ranks rows. Features that ``observed``, a mask of
+    shape (n, D), leaves out do not count.
     """
-    return conditional(f, rows, z).sum(1) + log_prior(z)
+    terms = conditional(f, rows, z)
+    if observed is not None:
+        terms = torch.where(observed, terms, 0)
+    return terms.sum(1) + log_prior(z)
 
 
-def riemannian(f: StochasticGenerator, z: Tensor) -> tuple[Tensor, Volume]:
+def riemannian(f: StochasticGenerator, z: Tensor, *, scale: Tensor | None = None) -> tuple[Tensor, Volume]:
     r"""The paper's estimate, a density on the surface that the generator spans.
 
     .. math:: \log N(z; 0, I) - \tfrac12 \log\det\bigl(J_g^\top J_g + J_\sigma^\top J_\sigma\bigr)
@@ -83,6 +91,9 @@ def riemannian(f: StochasticGenerator, z: Tensor) -> tuple[Tensor, Volume]:
     ----------
     f : StochasticGenerator
     z : Tensor, shape (n, d)
+    scale : Tensor, shape (D,) or (n, D), optional
+        Units of the data per unit of f's output, 0 for a feature that is missing: area in the data's units
+        differs from that in f's by more than a factor.
 
     Returns
     -------
@@ -94,7 +105,8 @@ def riemannian(f: StochasticGenerator, z: Tensor) -> tuple[Tensor, Volume]:
     ------
     Paper, Eqs. 3 and 4.
     """
-    at = volume(f.mean_and_std, z)
+    of_both = None if scale is None else torch.cat([scale, scale], -1)
+    at = volume(f.mean_and_std, z, scale=of_both)
     return log_prior(z.double()) - at.log_volume, at
 
 

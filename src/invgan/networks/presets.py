@@ -8,6 +8,7 @@ from torch import nn
 
 from invgan.networks.convolutional import SMALLEST_SIDE, conv_encoder, conv_generator
 from invgan.networks.mlp import mlp
+from invgan.networks.spectral import settle
 
 
 class Networks(NamedTuple):
@@ -97,8 +98,8 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
     """Draw PyTorch's default initial weights from a generator of one's own.
 
     Linear and convolution layers: uniform in :math:`\\pm 1/\\sqrt{\\text{fan-in}}`, weights and biases. Batch
-    normalisation: the identity. A module built on the meta device must be given memory first (``to_empty``);
-    building there takes no draw from PyTorch's global generator.
+    normalisation: the identity. Spectral normalisation: exact. A module built on the meta device must be
+    given memory first (``to_empty``); building there takes no draw from PyTorch's global generator.
 
     Examples
     --------
@@ -120,3 +121,4 @@ def initialize(module: nn.Module, generator: torch.Generator) -> None:
             layer.reset_running_stats()
             nn.init.ones_(layer.weight)
             nn.init.zeros_(layer.bias)
+    settle(module)

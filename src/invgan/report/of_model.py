@@ -72,7 +72,7 @@ def model_card(detector: InvGAN) -> dict[str, dict[str, Any]]:
             "preset": detector.preset or "default",
             "log-likelihood": likelihood_of(detector),
             "latent dimension": detector.latent_dim_,
-            "network parameters": sum(parameter.numel() for parameter in detector.gan_.parameters()),
+            "network parameters": sum(parameter.numel() for parameter in detector.model_.parameters()),
         },
         "Decision": {
             "threshold": (

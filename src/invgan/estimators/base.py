@@ -2,6 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from numbers import Real
 from pathlib import Path
@@ -18,6 +19,7 @@ from torch import Tensor
 from invgan import artifact
 from invgan.calibration import conformal_p_values, threshold_at_false_positive_rate
 from invgan.errors import InputError
+from invgan.preprocess import AffineScaling
 
 LARGEST_VALUE = 1e18
 """Values beyond this, squared, leave no digits for anything else."""
@@ -57,6 +59,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
 
     Attributes
     ----------
+    scaling_ : AffineScaling
+        From the data's units to the model's.
     offset_ : float
         Scores below it are anomalies; it can be moved by :meth:`set_threshold`.
     calibration_scores_ : ndarray
@@ -71,6 +75,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
 
     false_positive_rate: float
     random_state: Any
+    scaling_: AffineScaling
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -184,6 +189,18 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             path, kind="model", metadata=fitted | {"model": metadata}, tensors=tensors | calibration
         )
 
+    def _scale(self, training: Tensor) -> AffineScaling:
+        if len(self.data_shape_) == 1:
+            return AffineScaling.standardize(training)
+        return AffineScaling.to_unit_range(training)
+
+    def _restore_scaling(self, tensors: dict[str, Tensor]) -> None:
+        """Rebuild the scaling from a model file's tensors "scaling.*"."""
+        shape = self.data_shape_ if len(self.data_shape_) == 1 else ()
+        check_shapes(tensors, {"scaling.shift": shape, "scaling.scale": shape})
+        scaling = part_of(tensors, "scaling.")
+        self.scaling_ = AffineScaling(scaling["shift"], scaling["scale"], self.data_shape_)
+
     def _plain_parameters(self) -> dict[str, Any]:
         """Parameters that JSON can hold; a random generator or a module is not needed to score."""
         values = {
@@ -196,7 +213,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             if isinstance(value, bool | int | float | str | None)
         }
 
-    def _check_rows(self, X: Any, *, fitting: bool) -> Tensor:
+    def _check_rows(self, X: Any, *, fitting: bool, missing: bool = False) -> Tensor:
+        """Turn X into a tensor of raw rows; with ``missing``, NaN may stand for a value that is not known."""
         checked = validate_data(
             self,
             X,
@@ -223,11 +241,13 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         if len(shape) == 1 or checked.dtype not in (np.uint8, np.float32):
             checked = checked.astype(np.float64, copy=False)
         if checked.dtype.kind == "f":
-            self._check_values(checked)
+            self._check_values(checked, missing=missing)
         return torch.from_numpy(np.require(checked, requirements=["C", "W"]))
 
-    def _check_values(self, rows: np.ndarray) -> None:
+    def _check_values(self, rows: np.ndarray, *, missing: bool) -> None:
         usable = np.abs(rows) <= LARGEST_VALUE  # False for NaN
+        if missing:
+            usable |= np.isnan(rows)
         if usable.all():
             return
         row, *position = np.argwhere(~usable)[0].tolist()
@@ -245,6 +265,20 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             f"X has the value {value:g} in {where}; values beyond {LARGEST_VALUE:g} cannot be "
             "squared with any precision left: rescale them."
         )
+
+
+def in_blocks(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tensor:
+    """Apply a function to aligned tensors in blocks of one fixed size, the last one filled up.
+
+    Matrix products round differently at different sizes: only so is a row's score the same, bit for bit,
+    alone and in any company.
+    """
+    results = []
+    for blocks in zip(*(tensor.split(size) for tensor in rows), strict=True):
+        number = len(blocks[0])
+        filled = [torch.cat([b, b[-1:].expand(size - number, *b.shape[1:])]) for b in blocks]
+        results.append(function(*filled)[:number])
+    return torch.cat(results)
 
 
 def load(path: str | Path) -> AnomalyDetector:
@@ -290,3 +324,15 @@ def load(path: str | Path) -> AnomalyDetector:
         raise InputError(
             f"{path}: this model file does not describe a model that fits it ({reason})."
         ) from error
+
+
+def part_of(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Select the tensors whose names begin with a prefix, and take it off."""
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def check_shapes(tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
+    """Compare a model file's tensors outside the networks, which check their own, with what must be."""
+    for name, shape in expected.items():
+        if tensors[name].shape != shape:
+            raise ValueError(f"tensor '{name}' has shape {tuple(tensors[name].shape)}, not {shape}")
