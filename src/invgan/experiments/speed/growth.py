@@ -1,0 +1,141 @@
+"""Time and peak memory against the number of rows, the latent dimension d and the data dimension D."""
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+import torch
+from matplotlib.figure import Figure
+
+from invgan import InvGAN, geometry, networks
+
+N_COLUMNS = 10
+
+
+class Point(NamedTuple):
+    """What one size took."""
+
+    size: int
+    seconds: float
+    megabytes: float
+    """Peak memory beyond what was taken before the work began; of a whole process where rows grow."""
+
+
+def run(*, quick: bool) -> dict[str, Any]:
+    """Score ever more rows from a file; take log-volumes at ever larger d and D. Each in a fresh process."""
+    n_rows = (1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_000_000)
+    latent_dims = (2, 8, 32) if quick else (2, 8, 32, 128, 512)
+    data_dims = (10, 100) if quick else (10, 100, 1_000, 12_288)
+    return {
+        "rows": [point._asdict() for point in _scoring(n_rows, max_steps=20 if quick else 300)],
+        "d": [_in_a_process(_log_volume, d, 1024)._replace(size=d)._asdict() for d in latent_dims],
+        "d, Lanczos": [_in_a_process(_lanczos, d, 1024)._replace(size=d)._asdict() for d in latent_dims],
+        "D": [_in_a_process(_log_volume, 16, dim)._replace(size=dim)._asdict() for dim in data_dims],
+        "units": {
+            "rows": f"invgan score of a Parquet file of {N_COLUMNS} columns, whole process",
+            "d": "log_volume of 64 rows, D = 1,024",
+            "d, Lanczos": "estimate_log_volume of 64 rows, D = 1,024",
+            "D": "log_volume of 64 rows, d = 16",
+        },
+    }
+
+
+def figure(results: dict[str, Any]) -> Figure:
+    """Draw time above memory, both against rows, d and D."""
+    panels = {"rows": ["rows"], "d": ["d", "d, Lanczos"], "D": ["D"]}
+    drawn = Figure(figsize=(10, 5.2), layout="constrained")
+    axes = drawn.subplots(2, 3, sharex="col")
+    for column, (name, series) in enumerate(panels.items()):
+        for row, (field, label) in enumerate([("seconds", "seconds"), ("megabytes", "peak memory, MB")]):
+            ax = axes[row, column]
+            for key, style in zip(series, ("o-", "s--"), strict=False):
+                points = results[key]
+                sizes = [point["size"] for point in points]
+                ax.loglog(sizes, [point[field] for point in points], style, label=results["units"][key])
+            ax.set_ylabel(label if column == 0 else "")
+            ax.grid(alpha=0.3)
+        axes[0, column].legend(fontsize=7)
+        axes[1, column].set_xlabel(name)
+    return drawn
+
+
+def _scoring(sizes: Sequence[int], *, max_steps: int) -> list[Point]:
+    draws = np.random.default_rng(0)
+    columns = [f"x{i}" for i in range(N_COLUMNS)]
+    points = []
+    with tempfile.TemporaryDirectory() as folder:
+        model, data, scores = (Path(folder) / name for name in ("model", "data.parquet", "scores.parquet"))
+        InvGAN(max_steps=max_steps, random_state=0).fit(draws.normal(size=(1000, N_COLUMNS))).save(model)
+        for size in sizes:
+            pl.DataFrame(draws.normal(size=(size, N_COLUMNS)), schema=columns).write_parquet(data)
+            start = time.perf_counter()
+            peak = subprocess.run(
+                [sys.executable, "-c", _SCORE, str(model), str(data), str(scores)],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout.splitlines()[-1]
+            points.append(Point(size, time.perf_counter() - start, int(peak) / 1e6))
+    return points
+
+
+_SCORE = """
+import sys
+from invgan.cli import main
+from invgan.experiments.speed.growth import peak_bytes
+model, data, scores = sys.argv[1:]
+code = main(["score", model, data, "--out", scores])
+print(peak_bytes())
+raise SystemExit(code)
+"""
+
+
+def _in_a_process(work: Any, *arguments: int) -> Point:
+    """Run in a process of its own, whose peak memory is that of this work."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(work, *arguments).result()
+
+
+def _log_volume(latent_dim: int, n_features: int) -> Point:
+    f, z = _generator(latent_dim, n_features)
+    return _measured(lambda: geometry.log_volume(f, z))
+
+
+def _lanczos(latent_dim: int, n_features: int) -> Point:
+    f, z = _generator(latent_dim, n_features)
+    draws = torch.Generator().manual_seed(0)
+    return _measured(lambda: geometry.estimate_log_volume(f, z, generator=draws))
+
+
+def _generator(latent_dim: int, n_features: int) -> tuple[torch.nn.Module, torch.Tensor]:
+    draws = torch.Generator().manual_seed(0)
+    widths = [latent_dim, max(128, latent_dim), max(128, latent_dim), n_features]
+    generator = networks.mlp(widths, activation="silu")
+    networks.initialize(generator, draws)
+    return generator.requires_grad_(False), torch.randn(64, latent_dim, generator=draws)
+
+
+def _measured(work: Callable[[], Any]) -> Point:
+    before = peak_bytes()
+    start = time.perf_counter()
+    work()
+    return Point(0, time.perf_counter() - start, (peak_bytes() - before) / 1e6)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held so far."""
+    try:  # getrusage would count what the parent held when it started this process
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except OSError:
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

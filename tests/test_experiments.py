@@ -1,0 +1,332 @@
+"""Theorem 1, figure 3 and table 1: what they measure with, on cases whose answer is known, and quick runs."""
+
+import gzip
+import json
+import math
+import struct
+import sys
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wasserstein_distance
+from torch import nn
+
+from invgan import InvGAN, data
+from invgan.errors import InputError
+from invgan.experiments import figure3, table1, theorem1
+from invgan.experiments.points import collect
+from invgan.gan import GAN
+from invgan.likelihood import bits_per_dimension
+from invgan.networks import RBFVariance
+
+RNG = np.random.default_rng(0)
+POINTS = RNG.normal(size=(60, 4))
+OTHERS = RNG.normal(size=(40, 4)) + 1
+SHIFT = np.array([2.0, -1.0, 2.0, 0.0])  # of length 3
+
+
+def written(folder, name):
+    """A results file, and whether it has its figure beside it."""
+    assert (folder / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+    return json.loads((folder / f"{name}.json").read_text())
+
+
+# Optimal transport
+
+
+def test_the_distance_of_shifted_points_is_the_shifts_length():
+    assert theorem1.transport(POINTS, POINTS + SHIFT).distance == pytest.approx(3)
+    assert theorem1.transport(POINTS, POINTS[::-1]).distance == pytest.approx(0)
+
+
+def test_the_distance_on_a_line_is_scipys():
+    first, second = RNG.normal(size=30), RNG.exponential(size=50)
+    assert theorem1.transport(first[:, None], second[:, None]).distance == pytest.approx(
+        wasserstein_distance(first, second)
+    )
+
+
+def test_the_potential_is_1_lipschitz_and_proves_the_distance():
+    plan = theorem1.transport(POINTS, OTHERS)
+    assert plan.potential(POINTS).mean() - plan.potential(OTHERS).mean() == pytest.approx(plan.distance)
+    rows = RNG.normal(scale=5, size=(300, 4))
+    rises = np.abs(np.diff(plan.potential(rows)))
+    assert (rises <= np.linalg.norm(np.diff(rows, axis=0), axis=1) + 1e-9).all()
+
+
+def test_the_bracket_holds_the_distance_of_two_normals():
+    draws = np.random.default_rng(1)
+
+    def normal(count):
+        return draws.normal(size=(count, 4))
+
+    apart = theorem1.bracket(normal, lambda count: normal(count) + SHIFT, 300)
+    assert apart["lower"] - 4 * apart["lower_error"] < 3 < apart["upper"]
+    assert apart["lower"] == pytest.approx(3, abs=0.15)
+    same = theorem1.bracket(normal, normal, 300)
+    assert same["lower"] < 4 * same["lower_error"]
+    assert same["upper"] > 0.5  # the error of finite samples, which the control shows
+
+
+def test_a_planted_exponent_is_found():
+    sizes = np.array([10, 100, 1000, 5000])
+    assert theorem1.slope(sizes, 7 * sizes ** (-1 / 3)) == pytest.approx(-1 / 3)
+
+
+def test_the_surface_is_an_isometry_of_circles():
+    z = torch.from_numpy(RNG.normal(size=(1, 3)))
+    J = torch.func.jacfwd(lambda z: torch.cat([z.cos(), z.sin()], 1))(z)[0, :, 0]
+    np.testing.assert_allclose(J.T @ J, np.eye(3), atol=1e-12)
+    np.testing.assert_array_equal(theorem1.surface(z.numpy()), torch.cat([z.cos(), z.sin()], 1))
+
+
+def test_without_pot_one_line_says_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "ot", None)
+    with pytest.raises(InputError) as error:
+        theorem1.run(quick=False, out=tmp_path)
+    assert str(error.value) == (
+        "theorem1 needs POT, the optimal-transport library; install it: pip install 'invgan[reproduce]'"
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_theorem1_adds_up(tmp_path):
+    result = theorem1.run(quick=True, out=tmp_path)
+    found = written(tmp_path, "theorem1")["by_latent_dim"]["3"]
+    sizes = [int(n) for n in found["rows"]]
+    slopes = [theorem1.slope(sizes, distances) for distances in zip(*found["rows"].values(), strict=True)]
+    assert found["slope"] == pytest.approx(np.mean(slopes), rel=1e-4)
+    assert found["slope"] == pytest.approx(-1 / 3, abs=0.07)
+    assert found["slope_error"] == pytest.approx(abs(slopes[0] - slopes[1]) / 2, rel=1e-2)  # of two seeds
+    rate = {n: found["constant"] * n ** (-1 / 3) for n in sizes}
+    assert np.prod([np.mean(found["rows"][str(n)]) / rate[n] for n in sizes]) == pytest.approx(1, rel=1e-4)
+    assert found["control"] == pytest.approx(np.mean(found["rows"]["256"]), rel=1e-4)
+    for run in found["by_rows"] + found["by_noise"]:
+        noise = math.sqrt(6 * run["noise_variance"])  # D = 2 d = 6 entries
+        assert run["noise_norm"] == pytest.approx(noise, rel=1e-4)
+        assert run["bound"] == pytest.approx(2 * rate[run["n"]] + 5 * noise, rel=1e-4)
+        assert run["sharper_bound"] == pytest.approx(2 * rate[run["n"]] + 2 * noise, rel=1e-4)
+        assert run["lower"] < run["upper"]
+    assert found["by_noise"][1] == found["by_rows"][1]  # the same n and noise: trained once
+    assert found["noisy_rows"][0] < found["noisy_rows"][1]
+    (row,) = result["table"]["rows"]
+    assert row[:2] == ["3", "−0.333"]
+    assert float(row[-1]) == pytest.approx(found["by_rows"][-1]["bound"], abs=0.01)
+
+
+# Points that are kept
+
+
+def test_an_interrupted_run_measures_only_what_is_missing(tmp_path):
+    path, keys, measured = tmp_path / "r.json", [{"d": d} for d in (1, 2, 3)], []
+
+    def measure(d):
+        if d == 3 and len(measured) == 2:
+            raise KeyboardInterrupt
+        measured.append(d)
+        return {"square": d * d}
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(path, {"steps": (4,)}, keys, measure, seeds=[0])
+    unfinished = json.loads(path.read_text())
+    assert (unfinished["complete"], [point["d"] for point in unfinished["points"]]) == (False, [1, 2])
+    measured.append(None)
+    points = collect(path, {"steps": (4,)}, keys, measure, seeds=[0])
+    assert measured == [1, 2, None, 3]
+    assert [point["square"] for point in points] == [1, 4, 9]
+    assert all(point["seconds"] >= 0 and "commit" in point for point in points)
+
+
+@pytest.mark.parametrize(
+    "earlier",
+    [
+        {"complete": True, "settings": {"steps": 4}},
+        {"complete": False, "settings": {"steps": 5}},
+        {},
+        [],
+        None,
+    ],
+)
+def test_points_of_another_or_a_finished_run_are_not_taken_over(tmp_path, earlier):
+    path = tmp_path / "r.json"
+    points = {"points": [{"d": 1, "square": -1}]}
+    path.write_text("not JSON" if earlier is None else json.dumps(earlier | points if earlier else earlier))
+    (point,) = collect(path, {"steps": 4}, [{"d": 1}], lambda d: {"square": d * d}, seeds=[0])
+    assert point["square"] == 1
+
+
+# Planted generators, whose metrics have a closed form
+
+A = torch.tensor([[3.0, 0.0], [0.0, 4.0], [4.0, 0.0], [0.0, 3.0]])  # orthogonal columns of length 5
+LATENTS = torch.tensor([[0.5, -1.0], [2.0, 0.0], [0.0, 0.0]])
+PRIOR = -0.5 * (LATENTS**2).sum(1).double() - math.log(2 * math.pi)
+
+
+def linear(matrix):
+    layer = nn.Linear(*reversed(matrix.shape), bias=False)
+    layer.weight = nn.Parameter(matrix, requires_grad=False)
+    return layer
+
+
+def test_figure_3s_metrics_of_a_linear_generator():
+    """½ log det AᵀA is log 25, whatever z; a constant σ adds nothing to the volume."""
+    variance = RBFVariance(2, 4, 3)
+    variance.rates.zero_()
+    gan = GAN(
+        nn.Sequential(linear(A), nn.Unflatten(1, (1, 2, 2))),
+        nn.Identity(),
+        nn.Sequential(nn.Flatten(), linear(torch.linalg.pinv(A))),
+        variance,
+        latent_dim=2,
+    )
+    found = figure3.score(gan, gan.generator(LATENTS))
+    expected = {
+        "negative_log_likelihood": -PRIOR + math.log(25),
+        "revised": -PRIOR / 2 + math.log(25) / 4,
+        "revised_by_eq_3": -PRIOR / 2 + math.log(25) / 4,
+        "prior_term": -PRIOR / 2,
+    }
+    assert found.keys() == expected.keys()
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5)
+
+
+def test_table_1s_revised_metric_of_a_linear_generator():
+    detector = SimpleNamespace(
+        transform=lambda images: LATENTS.numpy(),
+        model_=SimpleNamespace(generator=nn.Sequential(linear(A), nn.Unflatten(1, (1, 2, 2)))),
+        latent_dim_=2,
+    )
+    found = table1.revised_metric(detector, np.zeros((3, 1, 2, 2)))
+    np.testing.assert_allclose(found, -PRIOR / 2 + math.log(25) / 4, rtol=1e-5)
+
+
+def test_the_priors_term_is_its_entropy_per_dimension():
+    z = RNG.standard_normal((200_000, 1))
+    assert (0.5 * z**2 + 0.5 * math.log(2 * math.pi)).mean() == pytest.approx(figure3.PRIOR_TERM, abs=0.01)
+
+
+# Figure 3
+
+
+@pytest.fixture
+def few_images(tmp_path, monkeypatch):
+    """A MNIST of 64 and 20 noise images."""
+    folder = tmp_path / "data" / "mnist"
+    folder.mkdir(parents=True)
+    for part, n in (("train", 64), ("t10k", 20)):
+        for kind, magic, shape in (("images-idx3", 2051, (n, 28, 28)), ("labels-idx1", 2049, (n,))):
+            values = RNG.integers(0, 10 if kind[0] == "l" else 256, shape, dtype=np.uint8)
+            header = struct.pack(f">{1 + len(shape)}I", magic, *shape)
+            with gzip.open(folder / f"{part}-{kind}-ubyte.gz", "wb") as file:
+                file.write(header + values.tobytes())
+    monkeypatch.setenv("INVGAN_DATA", str(tmp_path / "data"))
+
+
+def test_figure3_adds_up_and_resumes(few_images, tmp_path, monkeypatch):
+    result = figure3.run(quick=True, out=tmp_path)
+    found = written(tmp_path, "figure3")
+    assert found["complete"]
+    assert found["reduced"]
+    assert [point["latent_dim"] for point in found["points"]] == [2, 4]
+    for point in found["points"]:
+        d, D = point["latent_dim"], 32 * 32
+        # −log p_Z + V and −log p_Z / d + V / D hold the same volume V of Eq. 3's metric.
+        volume = point["negative_log_likelihood"]["mean"] - d * point["prior_term"]["mean"]
+        assert point["revised_by_eq_3"]["mean"] == pytest.approx(
+            point["prior_term"]["mean"] + volume / D, abs=1e-4
+        )
+        assert point["revised"]["mean"] <= point["revised_by_eq_3"]["mean"]  # JᵀJ is below JᵀJ + J_σᵀJ_σ
+    assert [row[0] for row in result["table"]["rows"]] == ["2", "4"]
+
+    (tmp_path / "figure3.json").write_text(json.dumps(found | {"complete": False}))
+    monkeypatch.setattr(figure3, "_measure", lambda *_: pytest.fail("measured again"))
+    assert figure3.run(quick=True, out=tmp_path)["table"] == result["table"]
+
+
+# Table 1
+
+
+def test_the_images_are_dequantised_and_split_by_the_seed():
+    digits = data.load("digits")
+    task, again, other = (table1.make_task(digits, table1.DIGITS, seed) for seed in (0, 0, 1))
+    assert (len(task.training), len(task.test)) == (1297, 500)
+    np.testing.assert_array_equal(task.test, again.test)
+    levels = np.floor(np.concatenate(task))
+    sort = [np.sort(rows.reshape(len(rows), -1).astype(int).dot(range(64))) for rows in (levels, digits.X)]
+    np.testing.assert_array_equal(*sort)  # each image once
+    assert not np.array_equal(np.floor(task.test), np.floor(other.test))
+    # Uniform noise: mean ½ and variance 1/12, of 32,000 values; that of training and test are others.
+    noise = [rows - np.floor(rows) for rows in task]
+    assert noise[1].mean() == pytest.approx(0.5, abs=5 / math.sqrt(12 * noise[1].size))
+    assert noise[1].var() == pytest.approx(1 / 12, rel=0.02)
+    assert abs(np.corrcoef(noise[0][:500].ravel(), noise[1].ravel())[0, 1]) < 5 / math.sqrt(noise[1].size)
+
+
+def test_a_set_with_images_for_testing_keeps_them_for_that():
+    images = np.arange(40, dtype=np.uint8).reshape(40, 1, 1, 1)
+    dataset = data.Dataset("mnist", images, None, images[:8] + 100)
+    task = table1.make_task(dataset, table1.QUICK._replace(training_rows=30, test_rows=5), 0)
+    assert np.floor(task.test).ravel().tolist() == [100, 101, 102, 103, 104]
+    assert len(task.training) == 30
+    assert task.training.max() < 40
+
+
+def test_an_unknown_set_is_refused(tmp_path):
+    with pytest.raises(InputError) as error:
+        table1.run(out=tmp_path, data="svhn")
+    assert str(error.value) == (
+        "The 'data' parameter of table1 must be one of digits, mnist, cifar10, imagenet32. "
+        "Got 'svhn' instead."
+    )
+
+
+def test_table1_holds_the_estimators_bits_and_any_system(tmp_path, monkeypatch):
+    D = 64
+
+    def uniform(task, setting, seed):
+        """The density of 17 levels that knows nothing: log2 17 bits per dimension."""
+        return table1.Score({"uniform": np.full(len(task.test), -D * math.log(17))})
+
+    monkeypatch.setattr(table1, "SYSTEMS", {"InvGAN": table1.SYSTEMS["InvGAN"], "flat": uniform})
+    result = table1.run(quick=True, out=tmp_path)
+    found = written(tmp_path, "table1-digits")
+    ours, flat = found["points"]
+    assert flat["bits_per_dimension"]["uniform"] == pytest.approx([math.log2(17)] * 40, rel=1e-4)
+    assert flat["revised"] is None
+
+    task = table1.make_task(data.load("digits"), table1.QUICK, 0)
+    detector = InvGAN(max_steps=table1.QUICK.max_steps, random_state=0).fit(task.training)
+    likelihood = detector.log_likelihood(task.test, "aggregate").values
+    np.testing.assert_allclose(
+        ours["bits_per_dimension"]["aggregate"], bits_per_dimension(likelihood, D), rtol=1e-4
+    )
+    np.testing.assert_allclose(ours["revised"], table1.revised_metric(detector, task.test), rtol=1e-4)
+    assert len(ours["bits_per_dimension"]["importance"]) == table1.QUICK.sampled_rows
+
+    rows = {name: (bits, revised) for name, bits, revised in result["table"]["rows"]}
+    assert list(rows) == [
+        "InvGAN, aggregate",
+        "InvGAN, importance",
+        "InvGAN, at h(x)",
+        "flat, uniform",
+        "uniform over 17 levels",
+    ]
+    assert rows["flat, uniform"][0] == f"{rows['uniform over 17 levels'][0]} ± 0.000" == "4.087 ± 0.000"
+    assert float(rows["InvGAN, at h(x)"][1].split()[0]) == pytest.approx(np.mean(ours["revised"]), abs=1e-3)
+
+
+def test_the_papers_figures_stand_beside_ours():
+    assert table1._quoted("mnist")[0] == ["RealNVP (paper)", "1.06", ""]
+    assert table1._quoted("mnist")[-2:] == [
+        ["InvGAN (paper)", "", "1.29"],
+        ["uniform over 256 levels", "8.000", ""],
+    ]
+    assert [name for name, *_ in table1._quoted("imagenet32")] == [
+        "RealNVP (paper)",
+        "Glow (paper)",
+        "InvGAN (paper)",
+        "uniform over 256 levels",
+    ]
