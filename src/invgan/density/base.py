@@ -1,0 +1,303 @@
+"""What the density models share: a flow and its training, scores in the data's units, samples."""
+
+import contextlib
+import math
+from abc import abstractmethod
+from collections.abc import Iterator, Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.utils import check_random_state
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from invgan.density.bijections import Bijection, Chain, Flatten, Logit, first_failure
+from invgan.errors import InputError, TrainingDivergedError
+from invgan.estimators import NeuralDetector, Split, check_shapes
+from invgan.gan import REGRESSION_BETAS
+from invgan.likelihood import log_prior
+from invgan.networks.convolutional import SMALLEST_SIDE
+from invgan.preprocess import AffineScaling
+from invgan.training import Moved, Sample, Schedule, Trainable, Update
+
+INITIAL_ROWS = 1024
+"""Training rows that activation normalisation starts from."""
+SMALLEST_CONVOLUTIONAL = 256
+"""Images of fewer values are treated as vectors."""
+
+
+class FlowModel(Trainable):
+    r"""A flow f with a standard normal base.
+
+    .. math:: \log p(x) = \log N(f(x); 0, I) + \log|\det \partial f/\partial x|
+
+    Parameters
+    ----------
+    flow : Bijection
+        From scaled rows to latents, shape (n, D).
+    level_width : float
+        Width of one of the levels that scaled 8-bit images have; 0 for rows that have none.
+    data_shape : tuple of int
+        Shape of one row.
+    """
+
+    noise: Tensor
+    level_width: Tensor
+
+    def __init__(self, flow: Bijection, data_shape: tuple[int, ...], level_width: float) -> None:
+        super().__init__()
+        self.flow = flow
+        self.data_shape = data_shape
+        uniform = torch.rand(data_shape, generator=torch.Generator().manual_seed(0))
+        self.register_buffer("level_width", torch.tensor(level_width))
+        self.register_buffer("noise", level_width * uniform)
+        """What is added to an 8-bit image that is scored: the same for all images and calls."""
+
+    @property
+    def n_features(self) -> int:
+        """D."""
+        return math.prod(self.data_shape)
+
+    def updates(self) -> Sequence[Update]:
+        """List the one update: maximum likelihood."""
+        return (
+            Update("negative log-likelihood", self.likelihood_loss, (Moved(self, betas=REGRESSION_BETAS),)),
+        )
+
+    def likelihood_loss(self, sample: Sample) -> Tensor:
+        """−log p of a minibatch, in nats per row of the scaled data."""
+        return -self.log_prob(self.rows(sample)).mean()
+
+    def rows(self, sample: Sample) -> Tensor:
+        """Draw a minibatch, levels spread over their cells."""
+        rows = sample.rows()
+        return rows + self.level_width * sample.uniform(*self.data_shape) if self.level_width > 0 else rows
+
+    def validation_score(self, rows: Tensor) -> Tensor:
+        """Mean log p of held-out rows."""
+        return self.log_prob(rows + self.noise).mean()
+
+    def log_prob(self, rows: Tensor) -> Tensor:
+        """Return log p of scaled rows, shape (n,), in nats."""
+        z, log_abs_det = self.flow(rows)
+        return log_prior(z) + log_abs_det
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        """Shape of the standard normal noise that one sampled row is made from."""
+        return (self.n_features,)
+
+    def generate(self, noise: Tensor) -> Tensor:
+        """Turn standard normal noise, shape (n, \\*noise_shape), into scaled rows."""
+        return self.flow.inverse(noise)
+
+
+class DensityEstimator(NeuralDetector):
+    r"""Base of the density models: ``score_samples`` is log p(x), a normalised density in the data's units.
+
+    A subclass implements :meth:`_layers`, and one that is more than a flow :meth:`_model`.
+
+    **Images** of 8-bit levels (uint8) are dequantised: p is a density of x + u, with u uniform on [0, 1) in
+    every value, drawn afresh at every step of training. The scaled values go through a logit, which is taken
+    between the lowest and the highest level of the training images and continued in a straight line beyond.
+    A uint8 image is scored at x + u with one u that is the same for all images and calls; to average over u,
+    score the floats of :func:`invgan.likelihood.dequantize`. Images of floats are scored, and learned from,
+    as they are: if they are levels in disguise, their density has no bound, so pass the levels.
+    :func:`invgan.likelihood.bits_per_dimension` turns either score into bits.
+
+    Convolutions are for images of even sides of at least 8 pixels and 256 values or more; smaller ones are
+    vectors.
+
+    Parameters
+    ----------
+    n_layers : int, optional
+        How many layers; each model says of what.
+    width : int, optional
+        Units (or channels) of the networks' hidden layers.
+    max_steps, batch_size, learning_rate, patience, false_positive_rate, random_state, device, processes, \
+    precision, checkpoint, checkpoint_every, verbose
+        Those of :class:`~invgan.InvGAN`; ``max_steps`` is 4,000 by default, ``batch_size`` 512,
+        ``learning_rate`` 1e-3, or 1e-2 for splines.
+
+    Attributes
+    ----------
+    model_ : FlowModel
+        The trained density of scaled rows.
+    quantized_ : bool
+        Whether it learned from 8-bit images.
+    """
+
+    _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
+        **NeuralDetector._parameter_constraints,
+        "n_layers": [None, Interval(Integral, 1, None, closed="left")],
+        "width": [None, Interval(Integral, 1, None, closed="left")],
+        "learning_rate": [None, Interval(Real, 0, None, closed="neither")],
+    }
+
+    n_layers: int | None
+    width: int | None
+    learning_rate: float | None  # type: ignore[assignment]
+    model_: FlowModel
+    quantized_: bool
+
+    def __init__(
+        self,
+        n_layers: int | None = None,
+        *,
+        width: int | None = None,
+        max_steps: int | None = None,
+        batch_size: int | None = None,
+        learning_rate: float | None = None,
+        patience: int | None = None,
+        false_positive_rate: float = 0.05,
+        random_state: Any = None,
+        device: str = "auto",
+        processes: int = 1,
+        precision: str = "auto",
+        checkpoint: str | Path | None = None,
+        checkpoint_every: int = 500,
+        verbose: bool = False,
+    ) -> None:
+        self.n_layers = n_layers
+        self.width = width
+        self.max_steps = max_steps
+        self.batch_size = batch_size
+        self.learning_rate = learning_rate
+        self.patience = patience
+        self.false_positive_rate = false_positive_rate
+        self.random_state = random_state
+        self.device = device
+        self.processes = processes
+        self.precision = precision
+        self.checkpoint = checkpoint
+        self.checkpoint_every = checkpoint_every
+        self.verbose = verbose
+
+    @abstractmethod
+    def _layers(self) -> list[Bijection]:
+        """Build the flow's layers, from scaled rows (or what a logit makes of them) to latents (n, D)."""
+
+    def _model(self, flow: Bijection, level_width: float) -> FlowModel:
+        """Build the model around its flow."""
+        return FlowModel(flow, self.data_shape_, level_width)
+
+    def _default_learning_rate(self) -> float:
+        return 1e-3
+
+    # ---------------------------------------------------------------- fitting
+
+    def _uses_convolutions(self) -> bool:
+        if len(self.data_shape_) == 1:
+            return False
+        sides = self.data_shape_[1:]
+        large = min(sides) >= SMALLEST_SIDE and math.prod(self.data_shape_) >= SMALLEST_CONVOLUTIONAL
+        return large and not any(side % 2 for side in sides)
+
+    def _size(self) -> int:
+        return math.prod(self.data_shape_)
+
+    def _flattened(self) -> list[Bijection]:
+        """The layer that makes vectors of images, where rows are images."""
+        return [Flatten(self.data_shape_)] if len(self.data_shape_) == 3 else []
+
+    def _new_model(self, level_width: float) -> FlowModel:
+        logit = [Logit()] if level_width > 0 else []
+        return self._model(Chain([*logit, *self._layers()]), level_width)
+
+    def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:
+        training = rows[split.training]
+        self._check_batch_size(len(training))
+        self.quantized_ = rows.dtype == torch.uint8
+        self.scaling_ = _cells_to_unit_range(training) if self.quantized_ else self._scale(training)
+        with _seeded(seed):
+            self.model_ = self._new_model(1 / self.scaling_.scale.item() if self.quantized_ else 0.0)
+            if self._is_convolutional():
+                self.model_.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            first = self.scaling_(training[:INITIAL_ROWS]).float()
+            with torch.no_grad():
+                self.model_.flow.initialize(first + self.model_.level_width * torch.rand(first.shape))
+        try:
+            self._train(rows, split, seed)
+        except TrainingDivergedError as error:
+            where = first_failure(self.model_)
+            raise TrainingDivergedError(f"{error} {where} failed first." if where else str(error)) from None
+
+    def _schedule(self, n_training: int) -> Schedule:
+        return Schedule(
+            max_steps=self.max_steps or 4000,
+            batch_size=self.batch_size or min(512, n_training) // self.processes * self.processes,
+            learning_rate=self.learning_rate or self._default_learning_rate(),
+            patience=self.patience,
+        )
+
+    # ---------------------------------------------------------------- scoring
+
+    def _score_rows(self, rows: Tensor) -> np.ndarray:
+        noise = self.model_.noise if rows.dtype == torch.uint8 else 0
+        with self._scoring():
+            scores = self._blocks(lambda block: self._log_prob(self._prepare(block) + noise), rows)
+        return (scores.double() + self.scaling_.log_abs_det).cpu().numpy()
+
+    def _log_prob(self, scaled: Tensor) -> Tensor:
+        """Return log p of scaled rows; each by itself."""
+        return self.model_.log_prob(scaled)
+
+    def sample(self, n_samples: int = 1, *, random_state: Any = None) -> np.ndarray:
+        """Draw rows from the density, in the data's units; 8-bit images if it learned from such.
+
+        Parameters
+        ----------
+        n_samples : int
+        random_state : int, RandomState or None
+            An integer makes the draws reproducible.
+
+        Returns
+        -------
+        ndarray, shape (n_samples, \\*data_shape)
+        """
+        check_is_fitted(self)
+        if not isinstance(n_samples, Integral) or n_samples < 1:
+            raise InputError(
+                f"The 'n_samples' parameter of {type(self).__name__}.sample must be an int in the range "
+                f"[1, inf). Got {n_samples!r} instead."
+            )
+        draws = check_random_state(random_state)
+        noise = torch.from_numpy(draws.standard_normal((n_samples, *self.model_.noise_shape)))
+        with self._scoring():
+            like = next(self.model_.parameters())
+            scaled = self._blocks(lambda block: self.model_.generate(block.to(like)), noise)
+            rows = self.scaling_.inverse(scaled).cpu()
+        if self.quantized_:
+            return rows.floor().clamp(0, 255).to(torch.uint8).numpy()
+        return rows.numpy()
+
+    # ---------------------------------------------------------------- model file
+
+    def _build(self, tensors: dict[str, Tensor]) -> FlowModel:
+        # The networks below are built in memory: no larger ones than the file has tensors for.
+        check_shapes(tensors, {"model.noise": self.data_shape_, "model.level_width": ()})
+        sides = {side for tensor in tensors.values() for side in tensor.shape}
+        if (self.n_layers or 1) > len(tensors) or self.width not in {None, *sides}:
+            raise ValueError("its layers are not those that the parameters ask for")
+        level_width = tensors["model.level_width"].item()
+        self.quantized_ = level_width > 0
+        with _seeded(0):
+            return self._new_model(level_width)
+
+
+def _cells_to_unit_range(rows: Tensor) -> AffineScaling:
+    """Bring 8-bit levels, each a cell of width 1, to [-1, 1]."""
+    low, high = rows.min().double(), rows.max().double() + 1
+    return AffineScaling((low + high) / 2, (high - low) / 2, tuple(rows.shape[1:]))
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Lend PyTorch's global generator to layers that draw their initial weights from no other."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield

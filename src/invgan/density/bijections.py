@@ -1,0 +1,365 @@
+"""Invertible maps of rows whose log-determinant is known, and how they are put together."""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+LOGIT_MARGIN = 0.05
+"""How far from 0 and 1 the logit is taken (Dinh et al., 2017): at 0 and 1 themselves it is infinite."""
+LARGEST_LOG_SCALE = 3.0
+"""Bound on what one convolutional coupling multiplies by, as a logarithm."""
+
+
+class Bijection(nn.Module, ABC):
+    """An invertible map z = f(x), of rows to rows of the same size."""
+
+    @abstractmethod
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return f(x) and log |det ∂f/∂x|, shape (n,)."""
+
+    @abstractmethod
+    def inverse(self, z: Tensor) -> Tensor:
+        """Return x with f(x) = z."""
+
+    def initialize(self, x: Tensor) -> Tensor:
+        """Set what depends on the data from a batch of rows; return f(x)."""
+        return self(x)[0]
+
+
+class Chain(Bijection):
+    """Apply bijections one after the other, and remember while training which one first failed.
+
+    Examples
+    --------
+    >>> chain = Chain([Logit(), Flatten((1, 2, 2))])
+    >>> z, log_abs_det = chain(torch.zeros(3, 1, 2, 2))
+    >>> z.shape, log_abs_det.shape
+    (torch.Size([3, 4]), torch.Size([3]))
+    """
+
+    first_bad: Tensor
+
+    def __init__(self, layers: Sequence[Bijection]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.register_buffer("first_bad", torch.tensor(len(layers)), persistent=False)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        total = x.new_zeros(len(x))
+        finite = []
+        for layer in self.layers:
+            x, log_abs_det = layer(x)
+            total = total + log_abs_det
+            if self.training:
+                finite.append((x.detach().flatten(1).sum(1) + total.detach()).isfinite().all())
+        if finite:
+            self._remember(torch.stack(finite))
+        return x, total
+
+    def _remember(self, finite: Tensor) -> None:
+        # Kept on the device: a look at it would make every step wait.
+        first = torch.where(finite, len(self.layers), torch.arange(len(finite), device=finite.device)).min()
+        self.first_bad = torch.where(self.first_bad == len(self.layers), first, self.first_bad)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        for layer in reversed(self.layers):
+            assert isinstance(layer, Bijection)
+            z = layer.inverse(z)
+        return z
+
+    def initialize(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            assert isinstance(layer, Bijection)
+            x = layer.initialize(x)
+        return x
+
+
+def first_failure(flow: nn.Module) -> str | None:
+    """Name the innermost layer whose values first stopped being finite while a flow was trained."""
+    for chain in flow.modules():
+        if isinstance(chain, Chain) and chain.first_bad < len(chain.layers):
+            index = int(chain.first_bad)
+            layer = chain.layers[index]
+            name = f"layer {index + 1} of {len(chain.layers)} ({type(layer).__name__})"
+            inner = first_failure(layer)
+            return f"{inner} in {name}" if inner else name
+    return None
+
+
+class Flatten(Bijection):
+    """Lay an image out as one vector."""
+
+    def __init__(self, data_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.data_shape = data_shape
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.flatten(1), x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z.unflatten(1, self.data_shape)
+
+
+class Logit(Bijection):
+    r"""Map [-1, 1], the range of scaled pixels, to a wide range, and what lies outside by a straight line.
+
+    .. math:: f(x) = \mathrm{logit}\bigl(\tfrac12 + (\tfrac12 - \alpha) x\bigr), \qquad |x| \le 1
+
+    continued beyond ±1 with the slope it has there: a density is then positive, and finite, for any value.
+
+    Source
+    ------
+    Dinh et al. (2017), "Density estimation using Real NVP", section 4.1; the continuation is ours.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        inside = x.clamp(-1, 1)
+        slope = self._slope(inside)
+        y = torch.logit(0.5 + (0.5 - LOGIT_MARGIN) * inside) + slope * (x - inside)
+        return y, slope.log().flatten(1).sum(1)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        edge = math.log(1 / LOGIT_MARGIN - 1)
+        within = z.clamp(-edge, edge)
+        inside = (torch.sigmoid(within) - 0.5) / (0.5 - LOGIT_MARGIN)
+        return inside + (z - within) / self._slope(inside)
+
+    def _slope(self, inside: Tensor) -> Tensor:
+        share = (0.5 - LOGIT_MARGIN) * inside
+        return (0.5 - LOGIT_MARGIN) / (0.25 - share.square())
+
+
+class ActNorm(Bijection):
+    r"""Shift and scale each channel: :math:`z = (x - \mu) e^{-s}`.
+
+    :meth:`initialize` sets μ and s so that the batch it is given leaves with mean 0 and variance 1; from then
+    on they are learned.
+
+    Source
+    ------
+    Kingma and Dhariwal (2018), "Glow", section 3.1.
+    """
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        self.mean = nn.Parameter(torch.zeros(n_channels))
+        self.log_std = nn.Parameter(torch.zeros(n_channels))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        n_pixels = math.prod(x.shape[2:])
+        z = (x - _per_channel(self.mean, x)) * _per_channel(-self.log_std, x).exp()
+        return z, (-n_pixels * self.log_std.sum()).expand(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return z * _per_channel(self.log_std, z).exp() + _per_channel(self.mean, z)
+
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> Tensor:
+        dims = [0, *range(2, x.ndim)]
+        std = x.std(dims, correction=0)
+        self.mean.copy_(x.mean(dims))
+        self.log_std.copy_(torch.where(std > 1e-6, std, 1).log())
+        return self(x)[0]
+
+
+class InvertibleLinear(Bijection):
+    r"""Mix the channels by a matrix :math:`W = P L (U + \mathrm{diag}(\pm e^s))`, a rotation at first.
+
+    P is a fixed permutation, L lower triangular with ones on its diagonal, U strictly upper triangular;
+    :math:`\log|\det W| = \sum_i s_i`, times the number of pixels.
+
+    Source
+    ------
+    Kingma and Dhariwal (2018), "Glow", section 3.2.
+    """
+
+    order: Tensor
+    sign: Tensor
+
+    def __init__(self, n_channels: int) -> None:
+        super().__init__()
+        rotation = torch.linalg.qr(torch.randn(n_channels, n_channels, dtype=torch.float64))[0]
+        permutation, lower, upper = torch.linalg.lu(rotation)
+        diagonal = upper.diagonal()
+        self.register_buffer("order", permutation.argmax(1))
+        self.register_buffer("sign", diagonal.sign().float())
+        self.lower = nn.Parameter(lower.tril(-1).float())
+        self.upper = nn.Parameter(upper.triu(1).float())
+        self.log_diagonal = nn.Parameter(diagonal.abs().log().float())
+
+    def weight(self) -> Tensor:
+        """Return W, shape (C, C)."""
+        lower = self.lower.tril(-1) + torch.eye(len(self.lower)).to(self.lower)
+        upper = self.upper.triu(1) + (self.sign * self.log_diagonal.exp()).diag()
+        return (lower @ upper)[self.order]
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        n_pixels = math.prod(x.shape[2:])
+        return self._mix(x, self.weight), (n_pixels * self.log_diagonal.sum()).expand(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return self._mix(z, lambda: torch.linalg.inv(self.weight().double()).to(z))
+
+    def _mix(self, x: Tensor, matrix: Callable[[], Tensor]) -> Tensor:
+        # In bfloat16 the determinant would not be that of the map that is applied.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(x, matrix()) if x.ndim == 2 else F.conv2d(x, matrix()[:, :, None, None])
+
+
+class Squeeze(Bijection):
+    """Turn each 2x2 square of pixels into four channels."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.pixel_unshuffle(x, 2), x.new_zeros(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return F.pixel_shuffle(z, 2)
+
+
+class ConvCoupling(Bijection):
+    r"""Scale and shift the values outside a mask by functions of those inside it.
+
+    .. math:: z = m x + (1 - m) (x e^{s(m x)} + t(m x)), \qquad |s| < 3
+
+    Parameters
+    ----------
+    mask : Tensor of zeros and ones
+        m, of a shape that broadcasts to that of one image: see :func:`checkerboard` and :func:`half_of`.
+    net : nn.Module
+        (n, C, H, W) → (n, 2C, H, W), s and t.
+
+    Source
+    ------
+    Dinh et al. (2017), sections 3.2 and 3.4.
+    """
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor, net: nn.Module) -> None:
+        super().__init__()
+        self.register_buffer("mask", mask)
+        self.net = net
+
+    def _scale_and_shift(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self.net(x * self.mask).to(x.dtype).chunk(2, 1)
+        bounded = LARGEST_LOG_SCALE * torch.tanh(log_scale / LARGEST_LOG_SCALE)
+        return (1 - self.mask) * bounded, (1 - self.mask) * shift
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        log_scale, shift = self._scale_and_shift(x)
+        return x * log_scale.exp() + shift, log_scale.flatten(1).sum(1)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        log_scale, shift = self._scale_and_shift(z)
+        return (z - shift) * (-log_scale).exp()
+
+
+def checkerboard(height: int, width: int, parity: int) -> Tensor:
+    """Mask every other pixel, shape (1, H, W).
+
+    Examples
+    --------
+    >>> checkerboard(2, 3, 0).tolist()
+    [[[1.0, 0.0, 1.0], [0.0, 1.0, 0.0]]]
+    """
+    ones = (torch.arange(height)[:, None] + torch.arange(width) + parity) % 2 == 0
+    return ones.float()[None]
+
+
+def half_of(n_channels: int, parity: int) -> Tensor:
+    """Mask the first or the second half of the channels, shape (C, 1, 1).
+
+    Examples
+    --------
+    >>> half_of(4, 1).flatten().tolist()
+    [0.0, 0.0, 1.0, 1.0]
+    """
+    first = torch.arange(n_channels) < n_channels // 2
+    return (first if parity == 0 else ~first).float()[:, None, None]
+
+
+class MultiScale(Bijection):
+    """Let half of the channels be done after each scale, and go on with the others; return them all, flat.
+
+    Parameters
+    ----------
+    scales : sequence of Bijection
+        Each maps images to images.
+    shapes : sequence of (C, H, W)
+        What each returns.
+
+    Source
+    ------
+    Dinh et al. (2017), section 3.6.
+    """
+
+    def __init__(self, scales: Sequence[Bijection], shapes: Sequence[tuple[int, int, int]]) -> None:
+        super().__init__()
+        self.scales = nn.ModuleList(scales)
+        self.shapes = tuple(shapes)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        total, done = x.new_zeros(len(x)), list[Tensor]()
+        for index, scale in enumerate(self.scales):
+            x, log_abs_det = scale(x)
+            total = total + log_abs_det
+            x = self._put_aside(index, x, done)
+        return torch.cat([part.flatten(1) for part in done], 1), total
+
+    def _put_aside(self, index: int, x: Tensor, done: list[Tensor]) -> Tensor:
+        if index == len(self.scales) - 1:
+            done.append(x)
+            return x
+        finished, x = x.chunk(2, 1)
+        done.append(finished)
+        return x
+
+    def inverse(self, z: Tensor) -> Tensor:
+        sizes = [math.prod(shape) // 2 for shape in self.shapes]
+        sizes[-1] *= 2
+        parts = list(z.split(sizes, 1))
+        x = parts[-1].unflatten(1, self.shapes[-1])
+        for index in reversed(range(len(self.scales))):
+            scale, (channels, *sides) = self.scales[index], self.shapes[index]
+            if index < len(self.scales) - 1:
+                x = torch.cat([parts[index].unflatten(1, (channels // 2, *sides)), x], 1)
+            assert isinstance(scale, Bijection)
+            x = scale.inverse(x)
+        return x
+
+    def initialize(self, x: Tensor) -> Tensor:
+        done: list[Tensor] = []
+        for index, scale in enumerate(self.scales):
+            assert isinstance(scale, Bijection)
+            x = self._put_aside(index, scale.initialize(x), done)
+        return torch.cat([part.flatten(1) for part in done], 1)
+
+
+class ResidualBlock(nn.Module):
+    """Add what two convolutions make of an image to it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.relu(self.first(F.relu(x))))
+
+
+def conv_net(channels_in: int, channels_out: int, width: int, n_blocks: int = 2) -> nn.Sequential:
+    """Build a coupling's network; it returns zeros at first, so that a flow starts as the identity."""
+    last = nn.Conv2d(width, channels_out, 3, padding=1)
+    nn.init.zeros_(last.weight)
+    assert last.bias is not None
+    nn.init.zeros_(last.bias)
+    blocks = [ResidualBlock(width) for _ in range(n_blocks)]
+    return nn.Sequential(nn.Conv2d(channels_in, width, 3, padding=1), *blocks, nn.ReLU(), last)
+
+
+def _per_channel(values: Tensor, like: Tensor) -> Tensor:
+    return values.view(-1, *[1] * (like.ndim - 2))

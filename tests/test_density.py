@@ -1,0 +1,462 @@
+"""The density models: one set of truths for all of them, and what each says of itself."""
+
+import copy
+import re
+import sys
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import chisquare
+from sklearn.utils.estimator_checks import parametrize_with_checks
+from torch import nn
+
+import invgan
+from invgan import InputError, TrainingDivergedError, artifact, density
+from invgan.density.bijections import ActNorm, Bijection, Chain, Flatten, Logit
+from invgan.density.continuous import Continuous, conv_velocity
+from invgan.density.tabular import import_zuko
+from invgan.density.variational import FlowVAEModel
+from invgan.likelihood import bits_per_dimension, dequantize
+from invgan.training import Sample
+
+SMALL = {"max_steps": 60, "width": 16, "n_layers": 2, "random_state": 0}
+TOLERANCE = {"FFJORD": 1e-4}
+"""Of log-determinants and inverses: the error of the integration; elsewhere that of rounding."""
+
+
+def bent(n=400, seed=0):
+    """Rows (n, 2) along a parabola, in units of which each column has its own."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=n)
+    return np.c_[x, 0.5 * x**2 + 0.5 * rng.normal(size=n)] * [4.0, 0.25] + [100.0, 0.0]
+
+
+def squares(n=60, levels=256, side=16, seed=0):
+    return np.random.default_rng(seed).integers(0, levels, (n, 1, side, side)).astype(np.uint8)
+
+
+def model(name, **parameters):
+    return getattr(density, name)(**SMALL | parameters)
+
+
+CASES = {name: (name, {}) for name in density.__all__} | {
+    "RealNVP, pairs of pixels": ("RealNVP", {}),
+    "RealNVP, images": ("RealNVP", {"n_layers": 1, "width": 4, "max_steps": 3, "batch_size": 16}),
+    "Glow, images": ("Glow", {"n_layers": 2, "width": 4, "max_steps": 3, "batch_size": 16}),
+}
+
+
+def rows_for(case, n, seed=0):
+    if case.endswith("images"):
+        return squares(n, seed=seed)
+    if case.endswith("pixels"):
+        return (squares(n, 40, 2, seed)[:, :, :1].cumsum(3) // 2).astype(np.uint8)
+    return bent(n, seed)
+
+
+@pytest.fixture(scope="module", params=CASES)
+def fitted(request):
+    """A model that was trained a little, and a function that draws new rows for it."""
+    name, parameters = CASES[request.param]
+    n = 60 if request.param.endswith("images") else 400
+    estimator = model(name, **parameters).fit(rows_for(request.param, n))
+    return estimator, lambda n: rows_for(request.param, n, seed=1)
+
+
+@pytest.fixture(scope="module")
+def in_the_plane(fitted):
+    estimator, _ = fitted
+    if estimator._size() != 2:
+        pytest.skip("an integral over many dimensions")
+    return estimator
+
+
+def in_double_precision(fitted, n):
+    """Return a flow, scaled rows for it, and how exact it should be."""
+    estimator, draw = fitted
+    flow = copy.deepcopy(estimator.model_.flow).double()
+    return (
+        flow,
+        estimator.scaling_(torch.from_numpy(draw(n)).double()),
+        TOLERANCE.get(type(estimator).__name__, 1e-9),
+    )
+
+
+# Truths of every model
+
+
+def test_the_log_determinant_is_that_of_the_jacobian(fitted):
+    flow, rows, error = in_double_precision(fitted, 3)
+    check_log_determinant(flow, rows, error)
+
+
+def check_log_determinant(flow, rows, error):
+    _, found = flow(rows)
+    for row, value in zip(rows, found, strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda x: flow(x[None])[0][0], row, vectorize=True)
+        expected = torch.linalg.slogdet(jacobian.view(row.numel(), -1)).logabsdet
+        assert value.item() == pytest.approx(expected.item(), abs=error * row.numel())
+
+
+def test_the_inverse_undoes_the_flow(fitted):
+    check_inverse(*in_double_precision(fitted, 20))
+
+
+def check_inverse(flow, rows, error):
+    z = torch.randn(len(rows), rows[0].numel(), generator=torch.Generator().manual_seed(0)).double()
+    with torch.no_grad():
+        back, there = flow.inverse(flow(rows)[0]), flow(flow.inverse(z))[0]
+    torch.testing.assert_close(back, rows, rtol=error, atol=error)
+    torch.testing.assert_close(there.view(z.shape), z, rtol=error, atol=3 * error)
+
+
+def test_a_continuous_flow_of_images_has_these_properties_too():
+    torch.manual_seed(0)
+    flow = Continuous(conv_velocity(2, 8, 1), (2, 4, 4)).double().eval()
+    rows = torch.randn(3, 2, 4, 4).double()
+    check_log_determinant(flow, rows, 1e-4)
+    flow.inverse, inverse = lambda z: inverse(z.view(-1, 2, 4, 4)), flow.inverse
+    check_inverse(flow, rows, 1e-4)
+
+
+GRID = 120
+CELLS = 12
+"""Coarse cells along each side, in which samples are counted."""
+
+
+@pytest.fixture(scope="module")
+def mass(in_the_plane):
+    """The probability of each square of a fine grid that ends far outside the data, and its corners."""
+    X = in_the_plane.sample(2000, random_state=1).reshape(-1, 2)
+    low, high = X.mean(0) - 7 * X.std(0), X.mean(0) + 7 * X.std(0)
+    side = (np.arange(GRID) + 0.5) / GRID
+    points = low + (high - low) * np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
+    density = np.exp(in_the_plane.score_samples(points.reshape(-1, *in_the_plane.data_shape_)))
+    return density.reshape(GRID, GRID) * (high - low).prod() / GRID**2, low, high
+
+
+def test_the_density_integrates_to_one(in_the_plane, mass):
+    error = 0.06 if isinstance(in_the_plane, density.FlowVAE) else 0.005  # its bound is p on average only
+    assert mass[0].sum() == pytest.approx(1, abs=error)
+
+
+def test_samples_are_distributed_as_the_density_says(in_the_plane, mass):
+    fine, low, high = mass
+    fold = GRID // CELLS
+    probability = fine.reshape(CELLS, fold, CELLS, fold).sum((1, 3)).ravel()
+    probability /= probability.sum()
+    often = probability > 0.002
+
+    def p_value(samples):
+        cell = np.floor((samples - low) / (high - low) * CELLS).astype(int).clip(0, CELLS - 1)
+        counts = np.bincount(cell[:, 0] * CELLS + cell[:, 1], minlength=CELLS**2)
+        found = np.append(counts[often], counts[~often].sum())
+        expected = np.append(probability[often], probability[~often].sum())
+        return chisquare(found, len(samples) * expected).pvalue
+
+    samples = in_the_plane.sample(4000, random_state=0).reshape(-1, 2).astype(float)
+    if in_the_plane.quantized_:
+        samples += np.random.default_rng(0).random(samples.shape)
+    assert p_value(samples) > 1e-3
+    center = samples.mean(0)
+    assert p_value(center + 1.1 * (samples - center)) < 1e-3  # a tenth is noticed
+
+
+def test_every_parameter_gets_a_gradient(fitted):
+    network = copy.deepcopy(fitted[0].model_).float().requires_grad_().train()
+    rows = torch.rand(32, *fitted[0].data_shape_)
+    sample = Sample(lambda: rows, torch.Generator().manual_seed(0), 32, slice(None))
+    reached = set()
+    for update in network.updates():
+        parameters = [p for module in update.modules for p in getattr(module, "module", module).parameters()]
+        gradients = torch.autograd.grad(update.loss(sample), parameters, allow_unused=True)
+        reached |= {p for p, g in zip(parameters, gradients, strict=True) if g is not None and g.any()}
+    assert [name for name, p in network.named_parameters() if p not in reached] == []
+
+
+def test_a_saved_model_scores_and_samples_bit_for_bit_alike(fitted, tmp_path):
+    estimator, draw = fitted
+    estimator.save(tmp_path / "m")
+    again, X = invgan.load(tmp_path / "m"), draw(30)
+    assert np.array_equal(again.score_samples(X), estimator.score_samples(X))
+    assert np.array_equal(again.sample(3, random_state=0), estimator.sample(3, random_state=0))
+    assert np.array_equal(again.p_values(X), estimator.p_values(X))
+
+
+def test_a_score_does_not_depend_on_the_rows_around_it(fitted):
+    estimator, draw = fitted
+    X = draw(150)
+    together = estimator.score_samples(X)
+    order = np.random.default_rng(0).permutation(len(X))
+    assert np.array_equal(estimator.score_samples(X[order]), together[order])
+    for i in (0, 31, 149):
+        assert np.array_equal(estimator.score_samples(X[[i]]), together[[i]])
+
+
+@pytest.mark.parametrize("name", density.__all__)
+def test_a_change_of_units_divides_the_density_by_its_determinant(name):
+    X, factors = bent(60), np.array([2.0, 0.25])  # powers of two, so that scaling returns the same bits
+    here, there = (model(name, max_steps=3).fit(rows) for rows in (X, X * factors))
+    expected = here.score_samples(X) - np.log(factors).sum()
+    assert there.score_samples(X * factors) == pytest.approx(expected, abs=1e-9)
+
+
+@parametrize_with_checks([model(name, max_steps=3, width=4) for name in density.__all__])
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+# 8-bit images
+
+
+def test_an_8_bit_image_is_scored_at_fixed_noise_in_its_cells(fitted):
+    estimator, draw = fitted
+    if not estimator.quantized_:
+        pytest.skip("learned from numbers")
+    X = draw(20)
+    noise = estimator.model_.noise.double() * estimator.scaling_.scale
+    assert noise.min() >= 0
+    assert noise.max() < 1
+    points = estimator.score_samples(X + noise.numpy())
+    assert estimator.score_samples(X) == pytest.approx(points, rel=1e-5)
+    assert estimator.sample(5).dtype == np.uint8
+
+
+def test_no_model_spends_fewer_bits_on_a_dequantised_image_than_its_entropy_nor_many_more():
+    levels = 8
+    estimator = model("MAF", max_steps=300).fit(squares(2000, levels, side=2))
+    test = dequantize(squares(3000, levels, side=2, seed=1), np.random.default_rng(0))
+    bits = bits_per_dimension(estimator.score_samples(test), 4)
+    error = 3 * bits.std() / np.sqrt(len(bits))
+    assert 3 - error < bits.mean() < 3.2
+
+
+def test_floats_are_points_not_levels():
+    estimator = model("MADE", max_steps=3).fit(squares(60, side=2).astype(np.float32))
+    assert not estimator.quantized_
+    assert estimator.sample(2).dtype == np.float64
+    assert isinstance(estimator.model_.flow.layers[0], Flatten)
+    assert not estimator.model_.noise.any()
+
+
+def test_values_outside_the_levels_seen_have_a_density():
+    estimator = model("RealNVP", max_steps=20).fit(squares(60, levels=17, side=2))
+    inside, outside = (
+        estimator.score_samples(squares(1, 17, 2)),
+        estimator.score_samples(squares(1, 1, 2) + 255),
+    )
+    assert np.isfinite(outside).all()
+    assert outside < inside
+
+
+# What each model says of itself
+
+
+def test_the_logit_is_a_straight_line_beyond_the_range_of_pixels():
+    x = torch.tensor([[-3.0, -2.0, -1.0, 0.0, 1.0, 2.0]]).double()
+    z = Logit()(x)[0][0]
+    assert z[3] == 0
+    assert z[4].item() == pytest.approx(np.log(0.95 / 0.05))
+    slope = 0.45 / (0.95 * 0.05)
+    assert torch.diff(z)[[0, 1, 4]].tolist() == pytest.approx([slope] * 3)
+
+
+def test_activation_normalisation_starts_from_the_data():
+    torch.manual_seed(0)
+    layer, x = ActNorm(3), 5 + 2 * torch.randn(500, 3, 4, 4)
+    z = layer.initialize(x)
+    assert z.mean((0, 2, 3)).tolist() == pytest.approx([0] * 3, abs=1e-5)
+    assert z.std((0, 2, 3)).tolist() == pytest.approx([1] * 3, abs=1e-3)
+
+
+def test_made_is_gaussian_given_the_features_before():
+    made = model("MADE", max_steps=30).fit(bent())
+    step = np.linspace(-1, 1, 5)
+    along_the_last = made.score_samples(np.c_[np.full(5, 103.0), step])
+    assert np.diff(along_the_last, 2) == pytest.approx(np.diff(along_the_last, 2)[0])  # a parabola
+
+
+def test_a_trace_of_many_terms_is_estimated_with_signs_that_stay():
+    X = np.random.default_rng(0).normal(size=(40, 70))
+    ffjord = model("FFJORD", max_steps=2).fit(X)
+    assert np.array_equal(ffjord.score_samples(X), ffjord.score_samples(X))
+    probes = ffjord.model_.flow.layers[0].probes
+    assert probes.shape == (16, 70)
+    assert probes.square().sum(0).tolist() == pytest.approx([1] * 70)  # exact for a diagonal Jacobian
+    assert not torch.equal(probes, probes.abs())
+
+
+def test_flowgan_at_infinite_weight_is_realnvp_and_at_none_never_looks_at_a_likelihood():
+    X = bent(100)
+    flowgan = model("FlowGAN", likelihood_weight=float("inf"), max_steps=20).fit(X)
+    assert np.array_equal(flowgan.score_samples(X), model("RealNVP", max_steps=20).fit(X).score_samples(X))
+
+    def no_rows():
+        raise AssertionError("a generated row needs no real one")
+
+    gan = model("FlowGAN", likelihood_weight=0.0, max_steps=20).fit(X)
+    assert gan.history_.best_step == 20
+    sample = Sample(no_rows, torch.Generator().manual_seed(0), 8, slice(None))
+    gan.model_.float().generator_loss(sample)
+
+
+@pytest.mark.parametrize("weight", [0.25, 1.0, 4.0])
+def test_flowgan_weighs_its_two_losses(weight):
+    gan = model("FlowGAN", likelihood_weight=weight, max_steps=2).fit(bent(100)).model_.float()
+    rows = torch.randn(16, 2)
+
+    def loss(of):
+        return of(Sample(lambda: rows, torch.Generator().manual_seed(0), 16, slice(None))).item()
+
+    adversarial = (
+        nn.functional.softplus(
+            -gan.critic(gan.generate(torch.randn(16, 2, generator=torch.Generator().manual_seed(0))))
+        )
+        .mean()
+        .item()
+    )
+    expected = (adversarial + weight * loss(gan.likelihood_loss) / 2) / (1 + weight)
+    assert loss(gan.generator_loss) == pytest.approx(expected, rel=1e-5)
+
+
+def test_with_the_true_posterior_flowvaes_bound_is_the_density():
+    std = 0.5
+    encoder = nn.Linear(2, 5)
+    with torch.no_grad():  # g is the identity, so z | x has mean x / (1 + σ²) and variance σ² / (1 + σ²)
+        encoder.weight.copy_(-torch.eye(5, 2) * std / np.sqrt(1 + std**2))
+        encoder.bias.copy_(torch.tensor([0, 0, 1, 1, 0]) * -0.5 * np.log(1 + std**2))
+    vae = FlowVAEModel(Chain([ActNorm(2)]), (2,), 0.0, encoder).double()
+    vae.log_std.data.fill_(np.log(std))
+    rows = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)).double()
+    expected = torch.distributions.Normal(0, np.sqrt(1 + std**2)).log_prob(rows).sum(1)
+    torch.testing.assert_close(vae.log_prob(rows), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(vae.log_weights(rows, vae.draws[:1].expand(1, 20, 2))[0], expected)
+
+
+def test_a_far_row_is_scored_in_good_time_and_is_unlikely(fitted):
+    estimator, draw = fitted
+    if estimator.quantized_:
+        pytest.skip("8-bit images have no far values")
+    score = estimator.score_samples(np.array([[1e9, -1e9]]))
+    assert np.isfinite(score)
+    assert score < estimator.score_samples(draw(20)).min()
+
+
+# What goes wrong
+
+
+class Explosive(Bijection):
+    def forward(self, x):
+        return x * torch.inf, x.sum(1)
+
+    def inverse(self, z):
+        return z
+
+
+def test_a_flow_that_diverges_names_the_step_and_the_layer(monkeypatch):
+    estimator = model("RealNVP", max_steps=40)
+    layers = type(estimator)._layers
+    monkeypatch.setattr(type(estimator), "_layers", lambda self: [*layers(self)[:2], Chain([Explosive()])])
+    message = (
+        r"^the negative log-likelihood loss became (nan|inf) at step 1; try a smaller learning_rate, another "
+        r"loss, or look for extreme values in the data\. layer 1 of 1 \(Explosive\) in layer 3 of 3 "
+        r"\(Chain\) failed first\.$"
+    )
+    with pytest.raises(TrainingDivergedError, match=message):
+        estimator.fit(bent(100))
+
+
+def test_a_learning_rate_that_is_too_large_is_named(monkeypatch):
+    with pytest.raises(
+        TrainingDivergedError, match=r"at step \d+; try a smaller learning_rate.* failed first"
+    ):
+        model("RealNVP", learning_rate=1e30).fit(bent(100))
+
+
+def test_without_zuko_a_model_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "zuko", None)
+    import_zuko.cache_clear()
+    message = "This model needs zuko, which is not installed: pip install 'invgan[density]'."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        model("MAF").fit(bent(50))
+    monkeypatch.undo()
+    import_zuko.cache_clear()
+
+
+def test_zuko_leaves_the_checks_of_torch_distributions_on():
+    import_zuko()
+    with pytest.raises(ValueError, match="scale"):
+        torch.distributions.Normal(0.0, -1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "message"),
+    [
+        ("MAF", {"n_layers": 0}, "The 'n_layers' parameter of MAF must be"),
+        ("MADE", {"width": 0}, "The 'width' parameter of MADE must be"),
+        ("Glow", {"spline": "yes"}, "The 'spline' parameter of Glow must be"),
+        ("FlowGAN", {"likelihood_weight": -1.0}, "The 'likelihood_weight' parameter of FlowGAN must be"),
+        ("FlowGAN", {"loss": "wasserstein"}, "The 'loss' parameter of FlowGAN must be"),
+        ("RealNVP", {"learning_rate": 0.0}, "The 'learning_rate' parameter of RealNVP must be"),
+    ],
+)
+def test_parameters_out_of_range_are_refused(name, parameters, message):
+    with pytest.raises(ValueError, match=rf"^{re.escape(message)} [^\n]* Got [^\n]* instead\.$"):
+        model(name, **parameters).fit(bent(50))
+
+
+def test_splines_for_convolutions_are_refused():
+    message = (
+        "The 'spline' parameter of Glow must be False for images of shape (1, 16, 16), whose couplings are "
+        "convolutions. Got True instead."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        model("Glow", spline=True).fit(squares(20))
+
+
+def test_a_count_of_samples_out_of_range_is_refused(fitted):
+    name = type(fitted[0]).__name__
+    message = (
+        f"The 'n_samples' parameter of {name}.sample must be an int in the range [1, inf). Got 0 instead."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        fitted[0].sample(0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda m: m.update(data_shape=[3]),
+        lambda m: m.update(data_shape=[10**30]),
+        lambda m: m["parameters"].update(n_layers=10**9),
+        lambda m: m["parameters"].update(width=10**9),
+        lambda m: m["parameters"].update(width=8),
+    ],
+)
+def test_a_model_file_of_another_size_is_refused_before_memory_is_taken(change, tmp_path):
+    model("MAF", max_steps=2).fit(bent(50)).save(tmp_path / "m")
+    saved = artifact.read(tmp_path / "m")
+    metadata, tensors = copy.deepcopy(saved.metadata), dict(saved.tensors)
+    change(metadata)
+    artifact.write(tmp_path / "m", kind="model", metadata=metadata, tensors=tensors)
+    with pytest.raises(InputError, match="this model file does not describe a model that fits it"):
+        invgan.load(tmp_path / "m")
+
+
+@pytest.mark.parametrize("name", density.__all__)
+@pytest.mark.parametrize(
+    "X",
+    [np.ones((40, 3)), np.c_[bent(40), np.full(40, 3.0)], bent(40)[:, :1], np.repeat(bent(4), 10, axis=0)],
+    ids=["all constant", "a constant column", "one column", "duplicates"],
+)
+def test_degenerate_tables_have_finite_scores(name, X):
+    assert np.isfinite(model(name, max_steps=5).fit(X).score_samples(X)).all()
+
+
+def test_fitting_and_showing_a_model_draws_nothing_from_the_global_generator(tmp_path):
+    before = torch.random.get_rng_state()
+    estimator = model("RealNVP", max_steps=2, checkpoint=str(tmp_path / "c")).fit(bent(50))
+    repr(estimator.model_)
+    estimator.sample(3)
+    assert torch.equal(torch.random.get_rng_state(), before)
