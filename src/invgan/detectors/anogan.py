@@ -1,8 +1,8 @@
 """AnoGAN: how far the nearest row that a generator can make is from a given one (Schlegl et al., 2017)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,7 @@ N_COMPARED = 512
 """Generated rows that held-out ones are compared with."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AnoGAN(ScorerDetector):
     r"""Generative adversarial network, scored by a search for every row's latent.
 
@@ -65,40 +66,7 @@ class AnoGAN(ScorerDetector):
     }
     _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "search_steps")
 
-    def __init__(
-        self,
-        latent_dim: int | None = None,
-        *,
-        search_steps: int = 100,
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            latent_dim,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            false_positive_rate=false_positive_rate,
-            random_state=random_state,
-            device=device,
-            processes=processes,
-            precision=precision,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            verbose=verbose,
-        )
-        self.search_steps = search_steps
+    search_steps: int = 100
 
     def _networks(self) -> "SearchedGAN":
         generator = networks.build(self.data_shape_, self.latent_dim_).generator

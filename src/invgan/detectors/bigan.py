@@ -1,7 +1,7 @@
 """EGBAD and ALAD: adversarial networks that learn the generator's inverse with it (Zenati et al., 2018)."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ N_COMPARED = 512
 """Generated pairs that those of held-out rows are compared with."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class EGBAD(ScorerDetector):
     r"""Bidirectional adversarial network, scored by its reconstruction and its discriminator.
 
@@ -57,40 +58,7 @@ class EGBAD(ScorerDetector):
     }
     _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "score")
 
-    def __init__(
-        self,
-        latent_dim: int | None = None,
-        *,
-        score: str = "features",
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            latent_dim,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            false_positive_rate=false_positive_rate,
-            random_state=random_state,
-            device=device,
-            processes=processes,
-            precision=precision,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            verbose=verbose,
-        )
-        self.score = score
+    score: str = "features"
 
     def _networks(self) -> "BiGAN":
         parts = networks.build(self.data_shape_, self.latent_dim_)

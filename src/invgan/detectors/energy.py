@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ NOISE = 1.0
 """Standard deviation of the noise that training takes off rows, in scaled units."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DSEBM(ScorerDetector):
     r"""Deep structured energy-based model, scored by its energy or by its reconstruction error.
 
@@ -61,40 +62,7 @@ class DSEBM(ScorerDetector):
     }
     _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "score")
 
-    def __init__(
-        self,
-        latent_dim: int | None = None,
-        *,
-        score: str = "energy",
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            latent_dim,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            false_positive_rate=false_positive_rate,
-            random_state=random_state,
-            device=device,
-            processes=processes,
-            precision=precision,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            verbose=verbose,
-        )
-        self.score = score
+    score: str = "energy"
 
     def _default_latent_dim(self) -> int:
         return N_UNITS

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +23,7 @@ ENCODED_RANGE = 20.0
 """Deviations of latents lie between 1 / 20 and 20; the prior's is 1."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class VAE(ScorerDetector):
     r"""Variational autoencoder, scored by the reconstruction probability.
 
@@ -66,40 +67,7 @@ class VAE(ScorerDetector):
     }
     _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "score")
 
-    def __init__(
-        self,
-        latent_dim: int | None = None,
-        *,
-        score: str = "reconstruction",
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            latent_dim,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            false_positive_rate=false_positive_rate,
-            random_state=random_state,
-            device=device,
-            processes=processes,
-            precision=precision,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            verbose=verbose,
-        )
-        self.score = score
+    score: str = "reconstruction"
 
     def _networks(self) -> "Autoencoder":
         encoder = networks.build(self.data_shape_, 2 * self.latent_dim_).inference

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -51,6 +51,7 @@ class Split:
         )
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     """Base of all detectors: a subclass learns a score, the rest follows from it.
 
@@ -73,9 +74,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         "random_state": ["random_state"],
     }
 
-    false_positive_rate: float
-    random_state: Any
-    scaling_: AffineScaling
+    false_positive_rate: float = 0.05
+    random_state: Any = None
+    scaling_: AffineScaling = field(init=False)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)

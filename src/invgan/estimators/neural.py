@@ -5,7 +5,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -28,6 +28,7 @@ from invgan.training import (
 )
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class NeuralDetector(AnomalyDetector):
     """Base of the estimators that train networks on scaled rows.
 
@@ -59,18 +60,18 @@ class NeuralDetector(AnomalyDetector):
     _scoring_parameters: ClassVar[tuple[str, ...]] = ("false_positive_rate",)
     """Parameters that training does not depend on: a checkpoint is continued whatever they are."""
 
-    max_steps: int | None
-    batch_size: int | None
-    learning_rate: float
-    patience: int | None
-    device: str
-    processes: int
-    precision: str
-    checkpoint: str | Path | None
-    checkpoint_every: int
-    verbose: bool
-    model_: Trainable
-    history_: History
+    max_steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float = 1e-3
+    patience: int | None = None
+    device: str = "auto"
+    processes: int = 1
+    precision: str = "auto"
+    checkpoint: str | Path | None = None
+    checkpoint_every: int = 500
+    verbose: bool = False
+    model_: Trainable = field(init=False)
+    history_: History = field(init=False)
 
     @abstractmethod
     def _build(self, tensors: dict[str, Tensor]) -> Trainable:
