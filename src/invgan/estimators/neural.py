@@ -22,6 +22,7 @@ from invgan.training import (
     Machine,
     Schedule,
     Trainable,
+    convolution_precision,
     progress_bar,
     threads_for,
     train,
@@ -119,12 +120,7 @@ class NeuralDetector(AnomalyDetector):
     def _choose_precision(self) -> str:
         if self.precision != "auto":
             return self.precision
-        native = (
-            torch.cuda.is_bf16_supported()
-            if self._device().type == "cuda"
-            else getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-        )
-        return "bf16-mixed" if native and self._is_convolutional() else "32-true"
+        return convolution_precision(self._device()) if self._is_convolutional() else "32-true"
 
     def _device(self) -> torch.device:
         if self.device == "cuda" and not torch.cuda.is_available():
