@@ -121,35 +121,34 @@ class SearchedGAN(Scorer):
 
     def search(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Find each row's latent of least loss, shape (n, d), and that loss, shape (n,)."""
-        features = self.critic.features(rows)
-        latents, losses = self._best_start(rows, features)
+        compared = self._compared(rows)
+        latents = self._best_starts(compared)
+        losses = torch.full_like(latents[:, 0], torch.inf)
         z = latents.clone().requires_grad_()
         optimizer = torch.optim.Adam([z], lr=STEP_SIZE)
         for step in range(self.search_steps):
             with torch.enable_grad():
-                loss = self._loss(rows, features, self.generator(z))
+                loss = (compared - self._compared(self.generator(z))).abs().sum(1)
                 (z.grad,) = torch.autograd.grad(loss.sum(), z)
             latents, losses = _better(latents, losses, z.detach(), loss.detach())
             optimizer.param_groups[0]["lr"] = STEP_SIZE * (1 - step / self.search_steps)
             optimizer.step()
-        return _better(latents, losses, z.detach(), self._loss(rows, features, self.generator(z.detach())))
+        last = (compared - self._compared(self.generator(z.detach()))).abs().sum(1)
+        return _better(latents, losses, z.detach(), last)
 
-    def _best_start(self, rows: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        starts = self._fixed_latents(rows, N_STARTS)
-        generated = self.generator(starts)
-        losses = torch.stack([self._loss(rows, features, one.expand_as(rows)) for one in generated], 1)
-        least = losses.min(1)
-        return starts[least.indices], least.values
+    def _best_starts(self, compared: Tensor) -> Tensor:
+        starts = self._fixed_latents(compared, N_STARTS)
+        distances = torch.cdist(compared, self._compared(self.generator(starts)), p=1)  # n×starts
+        return starts[distances.argmin(1)]
 
-    def _loss(self, rows: Tensor, features: Tensor, generated: Tensor) -> Tensor:
-        """Eq. 4: the weighted sum of the residual and the discrimination loss, shape (n,)."""
-        residual = (rows - generated).flatten(1).abs().sum(1)
-        discrimination = (features - self.critic.features(generated)).abs().sum(1)
-        return (1 - FEATURE_WEIGHT) * residual + FEATURE_WEIGHT * discrimination
+    def _compared(self, rows: Tensor) -> Tensor:
+        """Return rows and their features, weighted: Eq. 4 is the L1 distance of two such vectors."""
+        features = FEATURE_WEIGHT * self.critic.features(rows)
+        return torch.cat([(1 - FEATURE_WEIGHT) * rows.flatten(1), features], 1)
 
-    def _fixed_latents(self, rows: Tensor, number: int) -> Tensor:
+    def _fixed_latents(self, like: Tensor, number: int) -> Tensor:
         """Draw latents that are always the same, so that a score is a function of its row."""
-        return torch.randn(number, self.latent_dim, generator=torch.Generator().manual_seed(0)).to(rows)
+        return torch.randn(number, self.latent_dim, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def _better(latents: Tensor, losses: Tensor, new: Tensor, new_losses: Tensor) -> tuple[Tensor, Tensor]:

@@ -45,8 +45,9 @@ class DSEBM(ScorerDetector):
     Source
     ------
     Zhai et al. (2016), "Deep structured energy based models for anomaly detection", sections 3.1 (energy), 4
-    (score matching) and 5 (both scores); Vincent (2011) for denoising. Open there: the noise, s = 0.5 here,
-    and the networks; ours have the shape of the other detectors' encoders. Some implementations train a
+    (score matching) and 5 (both scores); Vincent (2011) for denoising. Open there: the noise, s = 1 here, in
+    units in which a table's columns have variance 1 and pixels lie in [-1, 1]; and the networks, which have
+    the shape of the other detectors' encoders. Some implementations train a
     separate decoder; its reconstruction is then no gradient, and the model has no energy.
 
     Examples
