@@ -317,7 +317,38 @@ def test_reproduce_shows_an_experiments_table(here, capsys, monkeypatch):
     assert lines[-1] == ["The", "results", "are", "in", "deep/results/."]
 
 
-@pytest.mark.parametrize("name", cli.EXPERIMENTS)
+def test_an_experiments_own_options_reach_it_and_those_of_others_do_not(here, refused, monkeypatch):
+    given = []
+
+    def run(*, quick, out, data="digits", hours=None):
+        given.append((data, hours))
+        return {"title": "", "table": {"columns": ["a"], "rows": [["b"]]}}
+
+    monkeypatch.setitem(sys.modules, "invgan.experiments.table1", types.SimpleNamespace(run=run))
+    assert main(["reproduce", "table1", "--data", "mnist", "--hours", "1.5"]) == 0
+    assert main(["reproduce", "table1"]) == 0
+    assert given == [("mnist", 1.5), ("digits", None)]
+    monkeypatch.setitem(
+        sys.modules,
+        "invgan.experiments.table4",
+        types.SimpleNamespace(run=lambda quick, out: given.append(0)),
+    )
+    assert refused("reproduce", "table4", "--data", "mnist") == (
+        "Invalid value: --data is not for table4; leave it out; try 'invgan reproduce --help'."
+    )
+    assert len(given) == 2
+
+
+def test_benchmark_runs_what_it_is_asked_for(here, capsys, monkeypatch):
+    def run(*, quick, out):
+        return {"title": "Speed", "table": {"columns": ["what"], "rows": [[f"{quick} {out}"]]}}
+
+    monkeypatch.setitem(sys.modules, "invgan.experiments.speed", types.SimpleNamespace(run=run))
+    assert main(["benchmark", "speed", "--quick"]) == 0
+    assert "True results" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*cli.EXPERIMENTS, *cli.BENCHMARKS])
 def test_every_experiment_listed_is_there(name):
     assert importlib.util.find_spec(f"invgan.experiments.{name}") is not None
 
@@ -331,7 +362,7 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out == "invgan 0.1.0\n"
     assert main([]) == 0
     commands = capsys.readouterr().out
-    for name in ("demo", "fit", "score", "evaluate", "report", "info", "reproduce"):
+    for name in ("demo", "fit", "score", "evaluate", "report", "info", "reproduce", "benchmark"):
         assert f"  {name} " in commands
         assert main([name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"Usage: invgan {name} [OPTIONS]")
@@ -583,7 +614,11 @@ def test_usage_mistakes(here, refused):
         "Invalid value for '--max-steps': "
     )
     assert refused("reproduce", "figure9") == (
-        "Invalid value: 'figure9' is none of digits, figure2, figure5, table4; try 'invgan reproduce --help'."
+        "Invalid value: 'figure9' is none of figure2, table1, figure3, figure5, table4, theorem1, densities, "
+        "digits; try 'invgan reproduce --help'."
+    )
+    assert refused("benchmark", "sped") == (
+        "Invalid value: 'sped' is none of speed; try 'invgan benchmark --help'."
     )
     assert refused("fit", "../data.csv", "--out", "m", "--label", "odd", "--learning-rate", "0") == (
         "The 'learning_rate' parameter of InvGAN must be a float in the range (0.0, inf). Got 0.0 instead."

@@ -4,6 +4,7 @@ Nothing heavy is imported before a command needs it, so that ``invgan --help`` a
 """
 
 import importlib
+import inspect
 import os
 import shutil
 import sys
@@ -29,12 +30,18 @@ if TYPE_CHECKING:
     from invgan.detectors import InvGAN
 
 EXPERIMENTS = {
-    "digits": "ten runs on scikit-learn's digits, each digit abnormal in turn",
     "figure2": "estimated against true log-likelihood on synthetic data (section 4.1)",
+    "table1": "bits per dimension of every density; --data digits, mnist, cifar10 (section 4.2)",
+    "figure3": "Eq. 4 and the revised metric over the latent dimension (section 4.2)",
     "figure5": "the losses over a training (section 4.2)",
     "table4": "detection on Arrhythmia (section 4.3)",
+    "theorem1": "distance of what is learned to the noise-free distribution (section 3)",
+    "densities": "density models on sets whose density is known, and on two tables",
+    "digits": "ten runs on scikit-learn's digits, each digit abnormal in turn",
 }
-"""Modules of ``invgan.experiments``, each with a ``run(quick=..., out=...)``."""
+"""Modules of ``invgan.experiments``, each with a ``run(quick=..., out=...)``; some take more."""
+BENCHMARKS = {"speed": "Jacobians, training steps and growth, beside the alternatives"}
+"""Like those above, on an otherwise idle machine."""
 
 # Usage errors have a class of their own that typer does not name; it is the base of one that it does.
 _UsageError: Any = typer.BadParameter.__base__
@@ -394,25 +401,60 @@ def info(model: ModelArgument) -> None:
     _console().print(table)
 
 
-@app.command(
-    epilog="\b\n" + "Experiments:\n" + "\n".join(f"  {name:9}{text}" for name, text in EXPERIMENTS.items())
-)
+def _listed(heading: str, modules: dict[str, str]) -> str:
+    width = max(map(len, modules)) + 2
+    return f"\b\n{heading}:\n" + "\n".join(f"  {name:{width}}{text}" for name, text in modules.items())
+
+
+QuickOption = Annotated[
+    bool, typer.Option("--quick", help="A smoke run of a few steps; its figures mean nothing.")
+]
+ResultsOption = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the results.")]
+
+
+@app.command(epilog=_listed("Experiments", EXPERIMENTS))
 def reproduce(
     experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help=f"{', '.join(EXPERIMENTS)}.")],
-    quick: Annotated[
-        bool, typer.Option("--quick", help="A smoke run of a few steps; its figures mean nothing.")
-    ] = False,
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the results.")] = Path("results"),
+    quick: QuickOption = False,
+    out: ResultsOption = Path("results"),
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Data set, for table1.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(metavar="HOURS", help="Training time of all fits together, for table1.")
+    ] = None,
 ) -> None:
     """Run an experiment and show its results.
 
+    They are also written to a folder, with everything needed to repeat them. A long run that is cut off goes
+    on where it was when the same command is given again.
+    """
+    options = {name: value for name, value in {"data": data, "hours": hours}.items() if value is not None}
+    _run_experiment(experiment, EXPERIMENTS, quick, out, options)
+
+
+@app.command(epilog=_listed("Benchmarks", BENCHMARKS))
+def benchmark(
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help=f"{', '.join(BENCHMARKS)}.")],
+    quick: QuickOption = False,
+    out: ResultsOption = Path("results"),
+) -> None:
+    """Measure this library beside the alternatives and show the results.
+
     They are also written to a folder, with everything needed to repeat them.
     """
-    if experiment not in EXPERIMENTS:
-        raise typer.BadParameter(f"{experiment!r} is none of {', '.join(EXPERIMENTS)}.")
+    _run_experiment(benchmark, BENCHMARKS, quick, out, {})
+
+
+def _run_experiment(
+    name: str, known: dict[str, str], quick: bool, out: Path, options: dict[str, Any]
+) -> None:
+    if name not in known:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}.")
     _require_writable(_nearest_folder(out), out)
-    result = importlib.import_module(f"invgan.experiments.{experiment}").run(quick=quick, out=out)
-    _print_results(result)
+    run = importlib.import_module(f"invgan.experiments.{name}").run
+    for option in options:
+        if option not in inspect.signature(run).parameters:
+            raise typer.BadParameter(f"--{option} is not for {name}; leave it out.")
+    _print_results(run(quick=quick, out=out, **options))
     print(f"The results are in {out}{os.sep}.")
 
 
