@@ -297,6 +297,9 @@ def score(
 ) -> None:
     """Score the rows of DATA with MODEL.
 
+    A table is read, scored and written block by block, in memory that does not grow with its rows (in an
+    .npz file it does).
+
     \b
     The columns of the result:
       row            number of the row in DATA, from 1
@@ -305,17 +308,16 @@ def score(
       p_value        share of normal rows that look at least as unusual
       is_anomaly     whether the row is flagged at the model's threshold
     """
+    from invgan.data import read_blocks
     from invgan.data.scores import require_scores_type, write_scores
 
     require_scores_type(out)
     _require_file_target(out, data)
     detector = _load(model)
-    rows, _ = _read(data, label=label, binary=False)
-    judged = _judge(detector, rows, data)
-    write_scores(out, judged)
+    written = write_scores(out, (_judge(detector, rows, data) for rows in read_blocks(data, label=label)))
     print(
-        f"Flagged {judged.is_anomaly.sum():,} of {_count(len(judged.log_prob), 'row')} "
-        f"({judged.is_anomaly.mean():.1%}) as anomalous; the scores are in {out}."
+        f"Flagged {written.anomalies:,} of {_count(written.rows, 'row')} "
+        f"({written.anomalies / written.rows:.1%}) as anomalous; the scores are in {out}."
     )
     _warn_without_threshold(detector)
 
@@ -467,14 +469,12 @@ def _load(model: Path) -> "InvGAN":
     return cast("InvGAN", load(model))  # the only detector so far
 
 
-def _read(
-    data: Path, *, label: str | None, min_rows: int = 1, binary: bool = True
-) -> "tuple[Table | Images, np.ndarray | None]":
-    """Read the data and, unless the label is anything but binary, which rows are anomalies."""
+def _read(data: Path, *, label: str | None, min_rows: int = 1) -> "tuple[Table | Images, np.ndarray | None]":
+    """Read the data and, where a label says so, which rows are anomalies."""
     from invgan.data import read_data
 
     rows = read_data(data, label=label, min_rows=min_rows)
-    if label is None or not binary:
+    if label is None:
         return rows, None
     assert rows.y is not None
     return rows, _anomalies(rows.y, f"{data}, label {label!r}")
