@@ -32,7 +32,7 @@ class EGBAD(ScorerDetector):
 
     Parameters
     ----------
-    score : {"features", "cross-entropy"}
+    method : {"features", "cross-entropy"}
         :math:`L_D`: the distance between the discriminator's features of (x, h(x)) and of (g(h(x)), h(x)), or
         the cross-entropy −log D(x, h(x)).
     latent_dim, max_steps, batch_size, learning_rate, patience, false_positive_rate, random_state, device, \
@@ -54,16 +54,18 @@ class EGBAD(ScorerDetector):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ScorerDetector._parameter_constraints,
-        "score": [StrOptions({"features", "cross-entropy"})],
+        "method": [StrOptions({"features", "cross-entropy"})],
     }
-    _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "score")
+    _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "method")
 
-    score: str = "features"
+    method: str = "features"
 
     def _networks(self) -> "BiGAN":
         parts = networks.build(self.data_shape_, self.latent_dim_)
         critic = networks.build_critic(self.data_shape_, (self.latent_dim_,))
-        return BiGAN(parts.generator, parts.inference, critic, latent_dim=self.latent_dim_, score=self.score)
+        return BiGAN(
+            parts.generator, parts.inference, critic, latent_dim=self.latent_dim_, method=self.method
+        )
 
 
 class ALAD(ScorerDetector):
@@ -72,8 +74,8 @@ class ALAD(ScorerDetector):
     .. math:: \text{score}(x) = -\|f(x, x) - f(x, g(h(x)))\|_1
 
     with the features f of a discriminator that tells (x, x) from (x, g(h(x))). A third one tells (z, z) from
-    (z, h(g(z))), and the first, as in :class:`EGBAD`, (x, h(x)) from (g(z), z). All three are spectrally
-    normalised.
+    (z, h(g(z))), and the first, as in :class:`EGBAD`, (x, h(x)) from (g(z), z). All three, and h, are
+    spectrally normalised.
 
     Parameters
     ----------
@@ -99,8 +101,8 @@ class ALAD(ScorerDetector):
         row, latent = self.data_shape_, (self.latent_dim_,)
         parts = networks.build(row, self.latent_dim_)
         critics = [networks.build_critic(*pair) for pair in ((row, latent), (row, row), (latent, latent))]
-        for critic in critics:
-            networks.spectrally_normalized(critic)
+        for network in (parts.inference, *critics):
+            networks.spectrally_normalized(network)
         return CycleBiGAN(parts.generator, parts.inference, *critics, latent_dim=self.latent_dim_)
 
     def _finish(self, training: Tensor) -> None:
@@ -173,7 +175,7 @@ class BiGAN(Bidirectional):
     ----------
     generator, inference, pair_critic, latent_dim
         As in :class:`Bidirectional`.
-    score : {"features", "cross-entropy"}
+    method : {"features", "cross-entropy"}
     """
 
     def __init__(
@@ -183,16 +185,16 @@ class BiGAN(Bidirectional):
         pair_critic: Critic,
         *,
         latent_dim: int,
-        score: str,
+        method: str,
     ) -> None:
         super().__init__(generator, inference, pair_critic, latent_dim=latent_dim)
-        self.kind = score
+        self.method = method
 
     def score(self, rows: Tensor) -> Tensor:
         """Return minus the weighted sum of the reconstruction error and the discriminator's loss."""
         z = self.inference(rows)
         restored = self.generator(z)
-        if self.kind == "features":
+        if self.method == "features":
             features = self.pair_critic.features(rows, z) - self.pair_critic.features(restored, z)
             discrimination = features.abs().sum(1)
         else:

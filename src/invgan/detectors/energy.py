@@ -36,7 +36,7 @@ class DSEBM(ScorerDetector):
     ----------
     latent_dim : int, optional
         Number K of hidden units that the energy has summed out; 128 by default.
-    score : {"energy", "reconstruction"}
+    method : {"energy", "reconstruction"}
         Score by −E(x), DSEBM-e in the literature, or by −‖x − f(x)‖² = −‖∇E(x)‖², DSEBM-r.
     max_steps, batch_size, learning_rate, patience, false_positive_rate, random_state, device, processes, \
     precision, checkpoint, checkpoint_every, verbose
@@ -59,18 +59,18 @@ class DSEBM(ScorerDetector):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ScorerDetector._parameter_constraints,
-        "score": [StrOptions({"energy", "reconstruction"})],
+        "method": [StrOptions({"energy", "reconstruction"})],
     }
-    _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "score")
+    _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "method")
 
-    score: str = "energy"
+    method: str = "energy"
 
     def _default_latent_dim(self) -> int:
         return N_UNITS
 
     def _networks(self) -> "EnergyModel":
         encoder = networks.build(self.data_shape_, self.latent_dim_).inference
-        return EnergyModel(encoder, self.data_shape_, score=self.score)
+        return EnergyModel(encoder, self.data_shape_, method=self.method)
 
 
 class EnergyModel(Scorer):
@@ -82,12 +82,12 @@ class EnergyModel(Scorer):
         h: (n, \\*data_shape) → (n, K).
     data_shape : tuple of int
         Shape of one row.
-    score : {"energy", "reconstruction"}
+    method : {"energy", "reconstruction"}
     """
 
-    def __init__(self, encoder: nn.Module, data_shape: tuple[int, ...], *, score: str) -> None:
+    def __init__(self, encoder: nn.Module, data_shape: tuple[int, ...], *, method: str) -> None:
         super().__init__()
-        self.encoder, self.kind = encoder, score
+        self.encoder, self.method = encoder, method
         # The product of b and x is a linear layer, and so has its initial weights drawn with the others'.
         self.center = nn.Linear(math.prod(data_shape), 1, bias=False)
 
@@ -124,6 +124,6 @@ class EnergyModel(Scorer):
 
     def score(self, rows: Tensor) -> Tensor:
         """Return −E(x) or −‖∇E(x)‖², which is −‖x − f(x)‖²."""
-        if self.kind == "energy":
+        if self.method == "energy":
             return -self.energy(rows)
         return -self.slope(rows).flatten(1).square().sum(1)

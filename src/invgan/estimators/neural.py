@@ -147,6 +147,11 @@ class NeuralDetector(AnomalyDetector):
         self.model_.to(self._device(), torch.float32 if convolutional else torch.float64)
         if convolutional:  # a model file holds no memory format, on which rounding depends
             self.model_.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for layer in self.model_.modules():
+            if isinstance(layer, nn.Linear) and layer.in_features % 2 and not layer.out_features % 2:
+                # Gradients of odd length, where scores take any, would round by a row's place in its block;
+                # with the weight transposed in memory they do not.
+                layer.weight.data = layer.weight.data.mT.contiguous().mT
         self.model_.requires_grad_(False).eval()
         self.scaling_.to(self._device())
 
