@@ -317,7 +317,33 @@ def test_reproduce_shows_an_experiments_table(here, capsys, monkeypatch):
     assert lines[-1] == ["The", "results", "are", "in", "deep/results/."]
 
 
-@pytest.mark.parametrize("name", cli.EXPERIMENTS)
+def test_reproduce_hands_on_the_data_where_an_experiment_takes_one(here, refused, monkeypatch):
+    taken = []
+
+    def run(*, quick, out, data="digits"):
+        taken.append(data)
+        return {"title": "A title", "table": {"columns": ["x"], "rows": [["y"]]}}
+
+    monkeypatch.setitem(sys.modules, "invgan.experiments.table1", types.SimpleNamespace(run=run))
+    assert main(["reproduce", "table1"]) == 0
+    assert main(["reproduce", "table1", "--data", "mnist"]) == 0
+    assert taken == ["digits", "mnist"]
+    assert refused("reproduce", "table4", "--data", "mnist") == (
+        "Invalid value: table4 has data of its own: leave --data out; try 'invgan reproduce --help'."
+    )
+
+
+def test_benchmark_runs_its_module(here, capsys, monkeypatch):
+    def run(*, quick, out):
+        assert (quick, out) == (True, Path("fast"))
+        return {"title": "Speed", "table": {"columns": ["ratio"], "rows": [["2.5×"]]}}
+
+    monkeypatch.setitem(sys.modules, "invgan.experiments.speed", types.SimpleNamespace(run=run))
+    assert main(["benchmark", "speed", "--quick", "--out", "fast"]) == 0
+    assert "2.5×" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", [*cli.EXPERIMENTS, *cli.BENCHMARKS])
 def test_every_experiment_listed_is_there(name):
     assert importlib.util.find_spec(f"invgan.experiments.{name}") is not None
 
@@ -331,7 +357,7 @@ def test_version_and_help(capsys):
     assert capsys.readouterr().out == "invgan 0.1.0\n"
     assert main([]) == 0
     commands = capsys.readouterr().out
-    for name in ("demo", "fit", "score", "evaluate", "report", "info", "reproduce"):
+    for name in ("demo", "fit", "score", "evaluate", "report", "info", "reproduce", "benchmark"):
         assert f"  {name} " in commands
         assert main([name, "--help"]) == 0
         assert capsys.readouterr().out.startswith(f"Usage: invgan {name} [OPTIONS]")
@@ -583,7 +609,11 @@ def test_usage_mistakes(here, refused):
         "Invalid value for '--max-steps': "
     )
     assert refused("reproduce", "figure9") == (
-        "Invalid value: 'figure9' is none of digits, figure2, figure5, table4; try 'invgan reproduce --help'."
+        "Invalid value: 'figure9' is none of digits, estimates, figure2, figure3, figure5, table1, table4, "
+        "theorem1; try 'invgan reproduce --help'."
+    )
+    assert refused("benchmark", "size") == (
+        "Invalid value: 'size' is none of speed; try 'invgan benchmark --help'."
     )
     assert refused("fit", "../data.csv", "--out", "m", "--label", "odd", "--learning-rate", "0") == (
         "The 'learning_rate' parameter of InvGAN must be a float in the range (0.0, inf). Got 0.0 instead."

@@ -179,7 +179,7 @@ def _run_job(job: _Job) -> _Scored:
     rows = torch.from_numpy(drawn.X)
     training, validation = rows[: N_ROWS - N_VALIDATION], rows[N_ROWS - N_VALIDATION : N_ROWS]
     test, latents = rows[N_ROWS:], torch.from_numpy(drawn.z[N_ROWS:])
-    gan = _train(job, training, validation)
+    gan = learn(SETTINGS[job.setting], training, validation, steps=job.steps, seed=job.seed)
     with torch.no_grad():
         f = gan.stochastic_generator
         estimate = torch.cat([riemannian(f, gan.inference(block))[0] for block in test.split(5000)])
@@ -189,17 +189,17 @@ def _run_job(job: _Job) -> _Scored:
     )
 
 
-def _train(job: _Job, training: Tensor, validation: Tensor) -> GAN:
-    setting = SETTINGS[job.setting]
-    gan = _build(setting, torch.Generator().manual_seed(job.seed), job.seed)
+def learn(setting: Setting, training: Tensor, validation: Tensor, *, steps: int, seed: int) -> GAN:
+    """Build section 4.1's networks and train them on rows as they are; return them in float64."""
+    gan = _build(setting, torch.Generator().manual_seed(seed), seed)
     schedule = Schedule(
-        max_steps=job.steps,
+        max_steps=steps,
         batch_size=256,
         learning_rate=setting.learning_rate,
         averaging=setting.averaging,
-        validate_every=job.steps,
+        validate_every=steps,
     )
-    train(gan, training, validation, prepare=nn.Identity(), schedule=schedule, seed=job.seed)
+    train(gan, training, validation, prepare=nn.Identity(), schedule=schedule, seed=seed)
     return gan.double()
 
 
