@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.distributions import LowRankMultivariateNormal
 
-from invgan.data.synthetic import generator as synthetic_generator
 from invgan.data.synthetic import synthetic
 from invgan.errors import InputError
-from invgan.likelihood import StochasticGenerator, annealed, joint, log_prior, posterior
+from invgan.experiments.estimates import known_generator, quadrature
+from invgan.likelihood import StochasticGenerator, annealed, joint, posterior
 from invgan.likelihood.annealed import ais
 from invgan.likelihood.posterior import Posterior, importance, laplace, map_latent, map_latents
 from invgan.networks import RBFVariance, build, initialize
@@ -70,33 +70,6 @@ def sample(f, n, d, seed=5):
     with torch.no_grad():
         mean, std = f.mean_and_std(z).chunk(2, 1)
     return mean + std * random(*mean.shape, seed=seed + 1)
-
-
-@torch.no_grad()
-def quadrature(f, rows, observed=None, margin=35.0, n_points=120):
-    """log p(x) over two latents: a grid over the prior finds the mass, a fine one around it adds it up."""
-    observed = torch.ones_like(rows, dtype=torch.bool) if observed is None else observed
-    axis = torch.linspace(-5, 5, 401, dtype=torch.float64)
-    step = 2 * (axis[1] - axis[0])
-
-    def log_joint(row, given, z, mean, std):
-        terms = -0.5 * ((row - mean) / std) ** 2 - std.log() - 0.5 * math.log(2 * math.pi)
-        return terms[:, given].sum(1) + log_prior(z)
-
-    everywhere = torch.cartesian_prod(axis, axis)
-    mean, std = f.mean(everywhere), f.std(everywhere)
-    values = []
-    for row, given in zip(rows, observed, strict=True):
-        coarse = log_joint(row, given, everywhere, mean, std)
-        near = everywhere[coarse > coarse.max() - margin]
-        low, high = near.amin(0) - step, near.amax(0) + step
-        first = torch.linspace(low[0], high[0], n_points, dtype=torch.float64)
-        second = torch.linspace(low[1], high[1], n_points, dtype=torch.float64)
-        grid = torch.cartesian_prod(first, second)
-        fine = log_joint(row, given, grid, f.mean(grid), f.std(grid))
-        cell = (first[1] - first[0]) * (second[1] - second[0])
-        values.append(torch.logsumexp(fine, 0) + cell.log())
-    return torch.stack(values)
 
 
 # Derivatives
@@ -273,10 +246,7 @@ def test_what_stands_in_a_missing_entry_changes_no_bit(filler):
 
 
 def test_importance_is_within_a_hundredth_of_a_nat_on_the_papers_synthetic_data():
-    weights = torch.ones(6, dtype=torch.float64)
-    f = StochasticGenerator(
-        lambda z: synthetic_generator(z, weights), lambda z: torch.full((len(z), 6), 0.1, dtype=z.dtype)
-    )
+    f = known_generator()
     rows = torch.from_numpy(synthetic(200, random_state=0).X)
     truth = quadrature(f, rows)
     z, converged = map_latent(f, rows, torch.zeros(200, 2, dtype=torch.float64))
@@ -294,7 +264,7 @@ def test_noise_that_depends_on_the_latent_is_integrated_exactly(with_missing):
     rows = sample(f, 8, 2)
     observed, masked = some_missing(rows)
     rows, mask = (masked, observed) if with_missing else (rows, None)
-    truth = quadrature(f, rows.nan_to_num(), mask, n_points=150)
+    truth = quadrature(f, rows.nan_to_num(), mask)
     z, _ = map_latents(f, rows, random(8, 2), n_starts=6, generator=seeded(1), observed=mask)
     sampled = importance(f, rows, z, n_samples=5000, generator=seeded(2), observed=mask)
     assert ((sampled.values - truth).abs() < 4 * sampled.standard_error).all()
@@ -312,7 +282,7 @@ SQUARE = StochasticGenerator(
 
 def test_laplace_misses_the_second_of_two_like_modes_and_a_mixture_has_both():
     rows = torch.tensor([[1.0, 0.0], [2.0, 0.5]], dtype=torch.float64)
-    truth = quadrature(SQUARE, rows, n_points=2000)
+    truth = quadrature(SQUARE, rows)
     one, _ = map_latent(SQUARE, rows, torch.ones(2, 2, dtype=torch.float64))
     missing = truth - laplace(SQUARE, rows, one).values
     assert missing.tolist() == pytest.approx([math.log(2)] * 2, abs=0.05)
@@ -331,7 +301,7 @@ def test_laplace_misses_the_second_of_two_like_modes_and_a_mixture_has_both():
 def test_standard_errors_cover_the_truth_as_often_as_they_should():
     f = heteroscedastic()
     rows = sample(f, 1, 2)
-    truth = quadrature(f, rows, n_points=400)
+    truth = quadrature(f, rows)
     z, _ = map_latent(f, rows, torch.zeros(1, 2, dtype=torch.float64))
 
     def deviation(estimate):

@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from torch import nn
+from torch import Tensor, nn
 
 from invgan import networks
 from invgan.data import synthetic
@@ -240,7 +240,8 @@ def _measure(steps: int, shown: int, weights: str, model: str, seed: int) -> Poi
     """Draw data, train, and score the test rows."""
     task, diagnostics = _task(weights, seed), Point()
     if model in SETTINGS:
-        gan = _train(SETTINGS[model], steps, seed, task.rows)
+        training, validation = torch.from_numpy(task.rows).split([N_ROWS - N_VALIDATION, N_VALIDATION])
+        gan = learn(SETTINGS[model], training, validation, steps=steps, seed=seed)
         surface, density, diagnostics = _score(gan, task, seed)
     elif model in RIVALS:
         surface = density = _fit_rival(model, steps, seed, task)
@@ -293,8 +294,8 @@ def _fit_rival(name: str, steps: int, seed: int, task: _Task) -> np.ndarray:
     return model.fit(task.rows).score_samples(task.test[:N_DENSITY_ROWS])
 
 
-def _train(setting: Setting, steps: int, seed: int, X: np.ndarray) -> GAN:
-    training, validation = torch.from_numpy(X).split([N_ROWS - N_VALIDATION, N_VALIDATION])
+def learn(setting: Setting, training: Tensor, validation: Tensor, *, steps: int, seed: int) -> GAN:
+    """Build section 4.1's networks and train them on rows as they are; return them in float64."""
     gan = _build(setting, torch.Generator().manual_seed(seed), seed)
     schedule = Schedule(
         max_steps=steps,
