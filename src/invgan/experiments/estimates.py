@@ -154,7 +154,9 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
     points = collect(
         out / "estimates.json", settings, [{"part": name} for name in parts], measure, seeds=[SEED]
     )
-    known, learned, digits, small = points
+    known, learned, digits, small = (
+        next(point for point in points if point["part"] == part) for part in parts
+    )
     reduced = not quick and device == "cpu"
     results = {
         "title": "Estimates of log p(x), in nats",
@@ -176,6 +178,8 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
             "normalised estimate that is KL(p ‖ estimate); in brackets for estimates that are no densities "
             "in R^D, where it means nothing but an offset.",
             "error: median, and largest, against quadrature over the latents of the same generator.",
+            "All rows share the random draws, so the errors of importance and ais are correlated between "
+            "rows. The generator is learned once: another training has another KL.",
             f"importance takes {N_DRAWS:,} draws and ais {N_CHAINS} chains over {N_TEMPERATURES} "
             "temperatures, unless another number is given.",
         ]
@@ -367,17 +371,17 @@ def _integrals(
         "riemannian, refined": lambda z, block: Estimate(riemannian(f, z)[0], None, {}),
         "laplace": lambda z, block: laplace(f, block, z),
         "importance": lambda z, block: sampled(z, block, N_DRAWS),
-        _ais(n_temperatures): lambda z, block: ais(
-            f,
-            block,
-            z,
-            n_chains=N_CHAINS,
-            n_temperatures=n_temperatures,
-            generator=torch.Generator().manual_seed(SEED),
-        ),
     }
     if n_draws is not None:
         methods[_named("importance", draws=n_draws)] = lambda z, block: sampled(z, block, n_draws)
+    methods[_ais(n_temperatures)] = lambda z, block: ais(
+        f,
+        block,
+        z,
+        n_chains=N_CHAINS,
+        n_temperatures=n_temperatures,
+        generator=torch.Generator().manual_seed(SEED),
+    )
     parts: dict[str, list[Estimate]] = {name: [] for name in methods}
     for block, start in zip(rows.split(BLOCK), z0.split(BLOCK), strict=True):
         z, _ = map_latent(f, block, start)
@@ -410,10 +414,17 @@ def _assess(found: Estimate, own: Tensor | None, truth: Tensor) -> dict[str, Any
             "within": (error < WITHIN).double().mean().item(),
         }
         if found.standard_error is not None:
-            assessed["within_3_standard_errors"] = (error < 3 * found.standard_error).double().mean().item()
-    return assessed | _sampling(
-        found.standard_error, {name: values.numpy() for name, values in found.diagnostics.items()}
-    )
+            effective = found.diagnostics["effective_sample_size"]
+            assessed |= {
+                "within_3_standard_errors": (error < 3 * found.standard_error).double().mean().item(),
+                "standard_error": found.standard_error.median().item(),
+                "effective_sample_size": {
+                    "median": effective.median().item(),
+                    "least": effective.min().item(),
+                },
+                "reliable": found.diagnostics["reliable"].double().mean().item(),
+            }
+    return assessed
 
 
 # Images
@@ -445,8 +456,13 @@ def _images(dataset: data.Dataset, images: Images) -> Point:
             **_mean(torch.from_numpy(found.values)),
             "seconds_per_row": (time.perf_counter() - start) / len(task.test),
             "values": found.values.tolist(),
-            **_sampling(found.standard_error, found.diagnostics),
         }
+        if found.standard_error is not None:
+            estimates[name] |= {
+                "standard_error": found.standard_error.tolist(),
+                "effective_sample_size": found.diagnostics["effective_sample_size"].tolist(),
+                "reliable": found.diagnostics["reliable"].tolist(),
+            }
         if name not in NO_DENSITIES:
             bits = bits_per_dimension(found.values, task.test[0].size)
             estimates[name]["bits_per_dimension"] = float(bits.mean())
@@ -496,20 +512,9 @@ def _mean(values: Tensor) -> dict[str, float]:
     return {"mean": values.mean().item(), "standard_error_of_mean": values.std().item() / len(values) ** 0.5}
 
 
-def _sampling(error: Any, diagnostics: dict[str, np.ndarray]) -> dict[str, Any]:
-    """What sampling says of itself, row by row."""
-    if error is None:
-        return {}
-    return {
-        "standard_error": np.asarray(error).tolist(),
-        "effective_sample_size": diagnostics["effective_sample_size"].tolist(),
-        "reliable": diagnostics["reliable"].astype(bool).tolist(),
-    }
-
-
 # The table and the figure
 
-COLUMNS = ["data", "estimate", "mean", "short of log p", "error, largest", f"≤ {WITHIN}", "reliable"]
+COLUMNS = ["data", "estimate", "mean", "short of log p", "error, largest", f"< {WITHIN}", "reliable"]
 
 
 def _rows(
@@ -521,12 +526,13 @@ def _rows(
         rows.append([model, "quadrature", f"{own['mean']:.2f}", short, "", "", ""])
     for name, found in estimates.items():
         ranks_only = name in NO_DENSITIES
-        cells = [model, name, f"{found['mean']:.2f}", "", "", "", ""]
+        short_name = name.removesuffix(" draws").removesuffix(" temperatures")
+        cells = [model, short_name, f"{found['mean']:.2f}", "", "", "", ""]
         if "short_of_truth" in found:
             short = _with_error(found["short_of_truth"])
             cells[3] = f"({short})" if ranks_only else short
         if "errors" in found and not ranks_only:
-            median, largest = (f"{found['errors'][i]:.4f}" for i in (50, 100))
+            median, largest = (f"{found['errors'][i]:.3f}" for i in (50, 100))
             cells[4:6] = [f"{median}, {largest}", f"{found['within']:.1%}"]
         if "reliable" in found:
             cells[6] = f"{np.mean(found['reliable']):.0%}"
@@ -535,15 +541,19 @@ def _rows(
 
 
 def _with_error(found: dict[str, float]) -> str:
-    return f"{found['mean']:.3f} ± {found['standard_error_of_mean']:.3f}"
+    return f"{found['mean']:.2f} ± {found['standard_error_of_mean']:.2f}"
 
 
 COLORS = {"laplace": "#d55e00", "importance": "#0072b2", "ais": "#009e73", "aggregate": "#cc79a7"}
 
 
+def _color(name: str) -> str:
+    return COLORS[name.partition(",")[0]]
+
+
 def _figure(known: Point, learned: Point, digits: Point, small: Point) -> Figure:
-    figure = Figure(figsize=(13.5, 7.6), layout="constrained")
-    panels = figure.subplots(2, 3)
+    figure = Figure(figsize=(14, 8.2), layout="constrained")
+    panels = figure.subplots(2, 3, width_ratios=(1, 1.15, 0.95))
     _draw_errors(panels[0, 0], known["estimates"])
     _draw_gaps(panels[1, 0], learned)
     for row, (title, point) in zip(panels[:, 1:], {"digits": digits, "MNIST": small}.items(), strict=True):
@@ -559,48 +569,47 @@ def _draw_errors(axes: Axes, estimates: dict[str, dict[str, Any]]) -> None:
     for name, found in estimates.items():
         if name not in NO_DENSITIES:
             style = "--" if "," in name else "-"
-            axes.plot(found["errors"], shares, style, color=COLORS[name.partition(",")[0]], label=name)
-    axes.axvline(WITHIN, color="#777777", ls=":")
+            axes.plot(found["errors"], shares, style, color=_color(name), label=name)
+    axes.axvline(WITHIN, color="#777777", ls=":", label="aim: 99 % of the rows")
     axes.axhline(0.99, color="#777777", ls=":")
     axes.set(title="Known generator", xlabel="|error| of log p(x), nats", ylabel="share of rows")
-    axes.set(xscale="log", xlim=(1e-4, None))
-    axes.legend(fontsize=8)
+    axes.set(xscale="log", xlim=(2e-4, 3))
+    axes.legend(fontsize=8, loc="lower right")
 
 
 def _draw_gaps(axes: Axes, learned: Point) -> None:
     """The model's distance from the truth, and the estimates' distance from the model."""
     names = ["laplace", "importance", _last_ais(learned[SIGMAS[0]]["estimates"])]
-    width = 0.35
     for i, sigma in enumerate(SIGMAS):
         estimates = learned[sigma]["estimates"]
-        at = np.arange(len(names)) + (i - 0.5) * width
-        errors = [abs(estimates[name]["short_of_own"]["mean"]) for name in names]
-        axes.bar(
-            at, errors, width, color=[COLORS[name.partition(",")[0]] for name in names], alpha=1 - 0.5 * i
-        )
-        short = learned[sigma]["own"]["short_of_truth"]["mean"]
-        axes.axhline(short, color="#000000", ls="-" if i == 0 else "--", label=f"the model, {sigma}")
+        model = learned[sigma]["own"]["short_of_truth"]["mean"]
+        heights = [model, *(estimates[name]["errors"][50] for name in names)]
+        colors = ["#444444", *(_color(name) for name in names)]
+        at = np.arange(len(heights)) + 0.4 * (i - 0.5)
+        axes.bar(at, heights, 0.38, color=colors, alpha=1 - 0.5 * i)
+        for x, height in zip(at, heights, strict=True):
+            axes.text(x, 1.1 * height, f"{height:.2g}", ha="center", fontsize=7)
     aggregate = learned[SIGMAS[0]]["estimates"]["aggregate"]["short_of_truth"]["mean"]
-    axes.axhline(aggregate, color=COLORS["aggregate"], ls=":", label="aggregate")
-    axes.set(title="Learned generator", yscale="log", ylabel="mean distance, nats")
-    axes.set_xticks(range(len(names)), [f"{name}\nfrom the model" for name in names])
-    axes.legend(fontsize=8, title="from the truth (KL)")
+    axes.axhline(aggregate, color=COLORS["aggregate"], ls="--", label=f"KL of aggregate: {aggregate:.2g}")
+    axes.set(title=f"Learned generator (light: {SIGMAS[1]})")
+    axes.set(yscale="log", ylabel="nats", ylim=(2e-3, 8))
+    axes.set_xticks(range(4), ["the model:\nKL", *(f"{name}:\n|error|" for name in names)])
+    axes.legend(fontsize=8)
 
 
 def _draw_disagreement(axes: Axes, title: str, estimates: dict[str, dict[str, Any]]) -> None:
-    """What other estimates of p(x) are above importance sampling, by how far that can be trusted."""
+    """How far other estimates of p(x) are above importance sampling, by how far that can be trusted."""
     base = estimates["importance"]
     effective = np.array(base["effective_sample_size"])
     for name, marker in ((_last_ais(estimates), "o"), ("laplace", "x")):
         difference = np.subtract(estimates[name]["values"], base["values"])
-        axes.plot(
-            effective, difference, marker, ms=4, alpha=0.7, color=COLORS[name.partition(",")[0]], label=name
-        )
+        axes.plot(effective, difference, marker, ms=4, alpha=0.7, color=_color(name), label=name)
     axes.axhline(0, color="#777777", lw=1)
-    axes.axvline(50, color="#777777", ls=":", label="reliable from here on")
-    axes.set(title=title, xscale="log", xlabel="effective sample size of importance, of 1,000 draws")
+    axes.axvspan(50, 1000, color="#0072b2", alpha=0.08, lw=0, label="importance is reliable")
+    axes.set(title=title, xscale="log", xlim=(0.9, 1000))
+    axes.set(xlabel="effective sample size of importance, of 1,000 draws")
     axes.set(ylabel="log p(x) above importance, nats")
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="best")
 
 
 def _last_ais(estimates: dict[str, Any]) -> str:
@@ -609,9 +618,10 @@ def _last_ais(estimates: dict[str, Any]) -> str:
 
 def _draw_ranks(axes: Axes, title: str, spearman: dict[str, Any]) -> None:
     names, matrix = spearman["estimates"], np.array(spearman["matrix"])
+    labels = [name if name in NO_DENSITIES else name.partition(",")[0] for name in names]
     axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1.2)
-    axes.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=8)
-    axes.set_yticks(range(len(names)), names, fontsize=8)
+    axes.set_xticks(range(len(names)), labels, rotation=35, ha="right", fontsize=8)
+    axes.set_yticks(range(len(names)), labels, fontsize=8)
     for (i, j), value in np.ndenumerate(matrix):
         axes.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7)
     axes.set_title(title)
