@@ -13,10 +13,6 @@ from invgan.estimators import neural
 ROOT = Path(__file__).parent.parent
 PAGES = ("README.md", "docs/any-generator.md")
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-GIVEN = {
-    # What a reader has, and a page takes for granted.
-    "README.md": "import torch\ngenerator = torch.nn.Sequential(torch.nn.Linear(128, 30))\n",
-}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +33,6 @@ def test_every_python_block_runs(page, tmp_path, monkeypatch):
     blocks = [code for language, code in FENCE.findall((ROOT / page).read_text()) if language == "python"]
     assert blocks
     namespace = {"__name__": "page"}
-    exec(GIVEN.get(page, ""), namespace)
     for number, code in enumerate(blocks, 1):
         exec(compile(code, f"{page}, block {number}", "exec"), namespace)
 

@@ -274,12 +274,21 @@ def in_blocks(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tens
     Matrix products round differently at different sizes: only so is a row's score the same, bit for bit,
     alone and in any company.
     """
-    results = []
-    for blocks in zip(*(tensor.split(size) for tensor in rows), strict=True):
-        number = len(blocks[0])
+    n_rows = len(rows[0])
+
+    def apply(start: int) -> Tensor:
+        number = min(size, n_rows - start)
+        blocks = [tensor[start : start + number] for tensor in rows]
         filled = [torch.cat([b, b[-1:].expand(size - number, *b.shape[1:])]) for b in blocks]
-        results.append(function(*filled)[:number])
-    return torch.cat(results)
+        return function(*filled)[:number]
+
+    first = apply(0)
+    # Results kept one by one would lie among what the function has freed, and keep others from the room.
+    results = first.new_empty(n_rows, *first.shape[1:])
+    results[:size] = first
+    for start in range(size, n_rows, size):
+        results[start : start + size] = apply(start)
+    return results
 
 
 def load(path: str | Path) -> AnomalyDetector:
