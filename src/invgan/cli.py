@@ -30,19 +30,19 @@ if TYPE_CHECKING:
     from invgan.detectors import InvGAN
 
 EXPERIMENTS = {
-    "digits": "ten runs on scikit-learn's digits, each digit abnormal in turn",
-    "estimates": "all estimates of log p(x) side by side, and beside the truth where it is known",
     "figure2": "estimated against true log-likelihood on synthetic data (section 4.1)",
-    "figure3": "log-likelihood and the revised bits per dimension over the latent dimension (section 4.2)",
+    "table1": "bits per dimension of every density; --data digits, mnist, cifar10 (section 4.2)",
+    "figure3": "Eq. 4 and the revised metric over the latent dimension (section 4.2)",
     "figure5": "the losses over a training (section 4.2)",
-    "table1": "bits per dimension, beside the paper's revised metric (section 4.2); takes --data",
     "table4": "detection on Arrhythmia (section 4.3)",
-    "theorem1": "distance of the learned distribution over rows and noise (section 3)",
+    "estimates": "all estimates of log p(x) side by side, and beside the truth where it is known",
+    "theorem1": "distance of what is learned to the noise-free distribution (section 3)",
+    "densities": "density models on sets whose density is known, and on two tables",
+    "digits": "ten runs on scikit-learn's digits, each digit abnormal in turn",
 }
-"""Modules of ``invgan.experiments``, each with a ``run(quick=..., out=...)``, perhaps with ``data=...``."""
-
-BENCHMARKS = {"speed": "Jacobians and training steps against the alternatives, and growth of time and memory"}
-"""The same, of what is measured for its own sake."""
+"""Modules of ``invgan.experiments``, each with a ``run(quick=..., out=...)``; some take more."""
+BENCHMARKS = {"speed": "Jacobians, training steps and growth, beside the alternatives"}
+"""Like those above, on an otherwise idle machine."""
 
 # Usage errors have a class of their own that typer does not name; it is the base of one that it does.
 _UsageError: Any = typer.BadParameter.__base__
@@ -298,6 +298,9 @@ def score(
 ) -> None:
     """Score the rows of DATA with MODEL.
 
+    A table is read, scored and written block by block, in memory that does not grow with its rows (in an
+    .npz file it does).
+
     \b
     The columns of the result:
       row            number of the row in DATA, from 1
@@ -306,17 +309,16 @@ def score(
       p_value        share of normal rows that look at least as unusual
       is_anomaly     whether the row is flagged at the model's threshold
     """
+    from invgan.data import read_blocks
     from invgan.data.scores import require_scores_type, write_scores
 
     require_scores_type(out)
     _require_file_target(out, data)
     detector = _load(model)
-    rows, _ = _read(data, label=label, binary=False)
-    judged = _judge(detector, rows, data)
-    write_scores(out, judged)
+    written = write_scores(out, (_judge(detector, rows, data) for rows in read_blocks(data, label=label)))
     print(
-        f"Flagged {judged.is_anomaly.sum():,} of {_count(len(judged.log_prob), 'row')} "
-        f"({judged.is_anomaly.mean():.1%}) as anomalous; the scores are in {out}."
+        f"Flagged {written.anomalies:,} of {_count(written.rows, 'row')} "
+        f"({written.anomalies / written.rows:.1%}) as anomalous; the scores are in {out}."
     )
     _warn_without_threshold(detector)
 
@@ -402,15 +404,15 @@ def info(model: ModelArgument) -> None:
     _console().print(table)
 
 
+def _listed(heading: str, modules: dict[str, str]) -> str:
+    width = max(map(len, modules)) + 2
+    return f"\b\n{heading}:\n" + "\n".join(f"  {name:{width}}{text}" for name, text in modules.items())
+
+
 QuickOption = Annotated[
     bool, typer.Option("--quick", help="A smoke run of a few steps; its figures mean nothing.")
 ]
-ResultsOption = Annotated[Path, typer.Option("--out", metavar="FOLDER", help="Folder for the results.")]
-
-
-def _listed(heading: str, modules: dict[str, str]) -> str:
-    """What a command can run, for the end of its help."""
-    return "\b\n" + f"{heading}:\n" + "\n".join(f"  {name:11}{text}" for name, text in modules.items())
+ResultsOption = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the results.")]
 
 
 @app.command(epilog=_listed("Experiments", EXPERIMENTS))
@@ -418,43 +420,44 @@ def reproduce(
     experiment: Annotated[str, typer.Argument(metavar="EXPERIMENT", help=f"{', '.join(EXPERIMENTS)}.")],
     quick: QuickOption = False,
     out: ResultsOption = Path("results"),
-    data: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Named data set, for an experiment that takes one.")
+    data: Annotated[str | None, typer.Option(metavar="NAME", help="Data set, for table1.")] = None,
+    hours: Annotated[
+        float | None, typer.Option(metavar="HOURS", help="Training time of all fits together, for table1.")
     ] = None,
 ) -> None:
     """Run an experiment and show its results.
 
-    They are also written to a folder, with everything needed to repeat them.
+    They are also written to a folder, with everything needed to repeat them. A long run that is cut off goes
+    on where it was when the same command is given again.
     """
-    _run_module(experiment, EXPERIMENTS, quick=quick, out=out, data=data)
+    options = {name: value for name, value in {"data": data, "hours": hours}.items() if value is not None}
+    _run_experiment(experiment, EXPERIMENTS, quick, out, options)
 
 
 @app.command(epilog=_listed("Benchmarks", BENCHMARKS))
 def benchmark(
-    name: Annotated[str, typer.Argument(metavar="BENCHMARK", help=f"{', '.join(BENCHMARKS)}.")],
+    benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help=f"{', '.join(BENCHMARKS)}.")],
     quick: QuickOption = False,
     out: ResultsOption = Path("results"),
 ) -> None:
-    """Run a benchmark side by side with its rivals and show the results.
+    """Measure this library beside the alternatives and show the results.
 
-    They are also written to a folder. Rivals that are not installed are left out: they come with the extra
-    "benchmark". Run it on an otherwise idle machine.
+    They are also written to a folder, with everything needed to repeat them.
     """
-    _run_module(name, BENCHMARKS, quick=quick, out=out)
+    _run_experiment(benchmark, BENCHMARKS, quick, out, {})
 
 
-def _run_module(
-    name: str, modules: dict[str, str], *, quick: bool, out: Path, data: str | None = None
+def _run_experiment(
+    name: str, known: dict[str, str], quick: bool, out: Path, options: dict[str, Any]
 ) -> None:
-    """Run a module of ``invgan.experiments`` and show its table."""
-    if name not in modules:
-        raise typer.BadParameter(f"{name!r} is none of {', '.join(modules)}.")
+    if name not in known:
+        raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}.")
     _require_writable(_nearest_folder(out), out)
     run = importlib.import_module(f"invgan.experiments.{name}").run
-    choice = {} if data is None else {"data": data}
-    if choice and "data" not in inspect.signature(run).parameters:
-        raise typer.BadParameter(f"{name} has data of its own: leave --data out.")
-    _print_results(run(quick=quick, out=out, **choice))
+    for option in options:
+        if option not in inspect.signature(run).parameters:
+            raise typer.BadParameter(f"--{option} is not for {name}; leave it out.")
+    _print_results(run(quick=quick, out=out, **options))
     print(f"The results are in {out}{os.sep}.")
 
 
@@ -467,14 +470,12 @@ def _load(model: Path) -> "InvGAN":
     return cast("InvGAN", load(model))  # the only detector so far
 
 
-def _read(
-    data: Path, *, label: str | None, min_rows: int = 1, binary: bool = True
-) -> "tuple[Table | Images, np.ndarray | None]":
-    """Read the data and, unless the label is anything but binary, which rows are anomalies."""
+def _read(data: Path, *, label: str | None, min_rows: int = 1) -> "tuple[Table | Images, np.ndarray | None]":
+    """Read the data and, where a label says so, which rows are anomalies."""
     from invgan.data import read_data
 
     rows = read_data(data, label=label, min_rows=min_rows)
-    if label is None or not binary:
+    if label is None:
         return rows, None
     assert rows.y is not None
     return rows, _anomalies(rows.y, f"{data}, label {label!r}")

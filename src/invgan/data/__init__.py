@@ -3,7 +3,7 @@
 from invgan.data.images import Images, pad_images, read_images
 from invgan.data.named import Dataset, adbench_tables, load
 from invgan.data.synthetic import SyntheticSample, synthetic
-from invgan.data.tables import Table, read_data, read_table
+from invgan.data.tables import Table, read_blocks, read_data, read_table
 
 __all__ = [
     "Dataset",
@@ -13,6 +13,7 @@ __all__ = [
     "adbench_tables",
     "load",
     "pad_images",
+    "read_blocks",
     "read_data",
     "read_images",
     "read_table",

@@ -101,8 +101,23 @@ def main_array(headers: dict[str, ArrayHeader]) -> str | None:
 def read_array(path: Path, name: str) -> np.ndarray:
     """Read one array of an .npz or .npy file whose header has been checked; never unpickles."""
     with _members(path) as members:
-        stream = next(stream for member, stream, _ in members if member == name)
+        stream, size = next((stream, size) for member, stream, size in members if member == name)
+        require_memory(f"{path}, array {name!r}", size)
         return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+def array_blocks(path: Path, name: str, n_rows: int) -> Iterator[np.ndarray]:
+    """Read an array whose header has been checked, so many rows at a time.
+
+    From an .npy file no more is read than is asked for. An .npz file is read as a whole: it is an archive,
+    packed or not, and where its array's order is Fortran's, a row lies all over it.
+    """
+    whole = read_array(path, name) if zipfile.is_zipfile(path) else None
+    for start in range(0, array_headers(path)[name].shape[0], n_rows):
+        with readable(path, "a NumPy file"):
+            # A new map for each block: the pages that one has touched count as this process's memory.
+            array = np.load(path, mmap_mode="r") if whole is None else whole
+        yield array[start : start + n_rows]
 
 
 def parquet_schema(path: Path) -> pyarrow.Schema:
@@ -111,17 +126,38 @@ def parquet_schema(path: Path) -> pyarrow.Schema:
         return pyarrow.parquet.read_schema(path)
 
 
+def parquet_size(path: Path) -> int:
+    """Bytes of memory to be had for reading a whole Parquet file."""
+    with readable(path, "Parquet"):
+        metadata = pyarrow.parquet.read_metadata(path)
+        stored = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+        return 2 * max(stored, 8 * metadata.num_rows * metadata.num_columns)
+
+
 def read_parquet(path: Path) -> pl.DataFrame:
     """Read a Parquet file after its uncompressed size has been checked against the memory."""
-    # By pyarrow, since polars panics, with a Rust backtrace on standard error, on some damaged files.
+    require_memory(path, parquet_size(path))
     with readable(path, "Parquet"), pyarrow.parquet.ParquetFile(path) as file:
-        groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
-        stored = sum(group.total_byte_size for group in groups)
-        require_memory(path, 2 * max(stored, 8 * file.metadata.num_rows * file.metadata.num_columns))
-        table = file.read().replace_schema_metadata()
-        table.validate(full=True)
-        str(table.schema)  # decodes every name: polars takes for granted that they are UTF-8
-        return pl.DataFrame(pl.from_arrow(table))
+        return _frame(file.read())
+
+
+def parquet_blocks(path: Path, n_rows: int) -> Iterator[pl.DataFrame]:
+    """Read a Parquet file so many rows at a time, whatever the size of its row groups."""
+    # With pre_buffer pyarrow would keep all that it has read, and without a buffer_size a whole row group.
+    with (
+        readable(path, "Parquet"),
+        pyarrow.parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**16) as file,
+    ):
+        for batch in file.iter_batches(batch_size=n_rows):
+            yield _frame(pyarrow.Table.from_batches([batch]))
+
+
+def _frame(table: pyarrow.Table) -> pl.DataFrame:
+    """Hand over what pyarrow has read: polars panics, with a Rust backtrace, on some damaged files."""
+    table = table.replace_schema_metadata()
+    table.validate(full=True)
+    str(table.schema)  # decodes every name: polars takes for granted that they are UTF-8
+    return pl.DataFrame(pl.from_arrow(table))
 
 
 def _available_memory() -> float:
@@ -149,7 +185,7 @@ def _members(path: Path) -> Iterator[Iterator[tuple[str, IO[bytes], int]]]:
 
 
 def _read_header(path: Path, name: str, stream: IO[bytes], size: int) -> ArrayHeader:
-    """Read one array's header, and check its claims against the file and the memory."""
+    """Read one array's header, and check its claims against the file."""
     version = np.lib.format.read_magic(stream)
     parse = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, _, dtype = parse(stream)
@@ -163,5 +199,4 @@ def _read_header(path: Path, name: str, stream: IO[bytes], size: int) -> ArrayHe
             f"{place}: its header claims shape {shape}, {claimed:,} bytes, but the file holds {held:,}; "
             "it may be truncated or damaged, replace it."
         )
-    require_memory(place, claimed)
     return ArrayHeader(shape, dtype)

@@ -1,17 +1,29 @@
 """The table of scores that comes out: one line per row of data."""
 
 import os
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet
 
 from invgan.data.files import write_whole
 from invgan.errors import InputError
 
 FORMATS = (".csv", ".parquet")
 """File types that :func:`write_scores` knows."""
+_EMPTY = pl.DataFrame(
+    schema={
+        "row": pl.Int64,
+        "log_prob": pl.Float64,
+        "anomaly_score": pl.Float64,
+        "p_value": pl.Float64,
+        "is_anomaly": pl.Boolean,
+    }
+)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -38,7 +50,14 @@ class Scores:
         return -self.log_prob
 
 
-def write_scores(path: str | os.PathLike[str], scores: Scores) -> None:
+class Counts(NamedTuple):
+    """What was written."""
+
+    rows: int
+    anomalies: int
+
+
+def write_scores(path: str | os.PathLike[str], blocks: Iterable[Scores]) -> Counts:
     """Write scores to a .csv or .parquet file, or replace the one at `path`, in one step.
 
     The columns are row (1, 2, …, in the order of the data), log_prob, anomaly_score, p_value and is_anomaly.
@@ -48,25 +67,30 @@ def write_scores(path: str | os.PathLike[str], scores: Scores) -> None:
     ----------
     path : str or path
         The file; the folder it lies in must exist.
-    scores : Scores
+    blocks : iterable of Scores
+        Those of the first rows, of the next, and so on. Each is written before the next is asked for.
+
+    Returns
+    -------
+    Counts
 
     Raises
     ------
     InputError
-        The file type is another, or the file could not be written; what was at `path` before is untouched.
+        The file type is another, or the file could not be written. Whatever is raised, also by `blocks`,
+        what was at `path` before is untouched.
 
     Examples
     --------
     >>> import pathlib, tempfile
     >>> path = pathlib.Path(tempfile.mkdtemp(), "scores.csv")
-    >>> write_scores(
-    ...     path,
-    ...     Scores(
-    ...         log_prob=np.array([-1.5, -40.0]),
-    ...         p_value=np.array([0.8, 0.1]),
-    ...         is_anomaly=np.array([False, True]),
-    ...     ),
+    >>> scores = Scores(
+    ...     log_prob=np.array([-1.5, -40.0]),
+    ...     p_value=np.array([0.8, 0.1]),
+    ...     is_anomaly=np.array([False, True]),
     ... )
+    >>> write_scores(path, [scores])
+    Counts(rows=2, anomalies=1)
     >>> print(path.read_text().strip())
     row,log_prob,anomaly_score,p_value,is_anomaly
     1,-1.5,1.5,0.8,false
@@ -74,17 +98,36 @@ def write_scores(path: str | os.PathLike[str], scores: Scores) -> None:
     """
     path = Path(path)
     require_scores_type(path)
-    frame = pl.DataFrame(
-        {
-            "row": np.arange(1, len(scores.log_prob) + 1),
-            "log_prob": scores.log_prob,
-            "anomaly_score": scores.anomaly_score,
-            "p_value": scores.p_value,
-            "is_anomaly": scores.is_anomaly,
-        }
-    )
-    write = frame.write_csv if path.suffix.lower() == ".csv" else frame.write_parquet
-    write_whole(path, write, what="scores")
+    n_rows = n_anomalies = 0
+
+    def frames() -> Iterator[pl.DataFrame]:
+        nonlocal n_rows, n_anomalies
+        for scores in blocks:
+            columns = {name: getattr(scores, name) for name in _EMPTY.columns[1:]}
+            yield pl.DataFrame(
+                {"row": np.arange(n_rows + 1, n_rows + 1 + len(scores.log_prob)), **columns},
+                schema=_EMPTY.schema,
+            )
+            n_rows += len(scores.log_prob)
+            n_anomalies += int(scores.is_anomaly.sum())
+
+    write = _write_csv if path.suffix.lower() == ".csv" else _write_parquet
+    write_whole(path, lambda file: write(file, frames()), what="scores")
+    return Counts(n_rows, n_anomalies)
+
+
+def _write_csv(file: BinaryIO, frames: Iterable[pl.DataFrame]) -> None:
+    """Write the header, then every frame below the last."""
+    _EMPTY.write_csv(file)
+    for frame in frames:
+        frame.write_csv(file, include_header=False)
+
+
+def _write_parquet(file: BinaryIO, frames: Iterable[pl.DataFrame]) -> None:
+    """Write every frame as a row group."""
+    with pyarrow.parquet.ParquetWriter(file, _EMPTY.to_arrow().schema, compression="zstd") as writer:
+        for frame in frames:
+            writer.write_table(frame.to_arrow())
 
 
 def require_scores_type(path: Path) -> None:

@@ -2,19 +2,23 @@
 
 import csv
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from codecs import BOM_UTF8
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import polars as pl
 
 from invgan.data.files import (
+    array_blocks,
     array_headers,
     main_array,
+    parquet_blocks,
     parquet_schema,
+    parquet_size,
     read_array,
-    read_parquet,
     readable,
     require_file,
     require_memory,
@@ -24,6 +28,12 @@ from invgan.errors import InputError
 
 # The square of a larger value, summed over a few hundred columns, overflows float32.
 LIMIT = 1e18
+BLOCK_CELLS = 2**19
+"""Numbers in a block of rows, 4 MiB of them, whatever the number of columns."""
+BLOCK_ROWS = 512
+"""A block has a multiple of so many rows, and so fills the smaller blocks in which it is scored."""
+CSV_PIECE = 2**22
+"""Bytes of a CSV file that are parsed at a time."""
 _MISSING = {"nan", "-nan", "na", "n/a", "null", "none", "?"}
 
 
@@ -46,6 +56,27 @@ class Table:
     feature_names: list[str]
     y: np.ndarray | None
     path: Path
+
+
+@dataclass(frozen=True)
+class _Source:
+    """A file whose columns are known and whose rows are still to be read."""
+
+    path: Path
+    names: list[str]
+    size: int
+    """Bytes of memory that it takes to read all rows at once."""
+    frames: Callable[[int], Iterator[pl.DataFrame]]
+    """Reads the rows in their order, given a number that suits; an .npz or .npy file's are float64."""
+    y: pl.Series | None = None
+    """Labels that lie beside the table."""
+    label: str | None = None
+    """The column of labels, if they are one."""
+
+    @property
+    def features(self) -> list[str]:
+        """The other columns."""
+        return [name for name in self.names if name != self.label]
 
 
 def read_table(path: str | os.PathLike[str], *, label: str | None = None, min_rows: int = 2) -> Table:
@@ -85,25 +116,14 @@ def read_table(path: str | os.PathLike[str], *, label: str | None = None, min_ro
     >>> table.feature_names, table.X.tolist(), table.y.tolist()
     (['age', 'height'], [[31.0, 1.7], [54.0, 1.8]], [0, 1])
     """
-    path = Path(path)
-    require_file(path)
-    readers = {".csv": _read_csv, ".parquet": _read_parquet, ".npz": _read_numpy, ".npy": _read_numpy}
-    suffix = path.suffix.lower()
-    if suffix not in readers:
-        raise InputError(f"{path}: unknown file type {suffix!r}; expected .csv, .parquet, .npz or .npy.")
-
-    frame, y = readers[suffix](path, label)
-    if label is not None and y is None:
-        if label not in frame.columns:
-            raise InputError(f"{path}: has no column {label!r}; it has {_listed(frame.columns)}.")
-        y = frame[label]
-        frame = frame.drop(label)
-    if frame.width == 0:
-        raise InputError(f"{path}: has no column of features; add at least one.")
-    if frame.height < min_rows:
-        rows = f"{frame.height} row{'s' * (frame.height != 1)}"
-        raise InputError(f"{path}: has {rows} of data, expected at least {min_rows}; add rows.")
-    return Table(_numbers(path, frame), frame.columns, None if y is None else _labels(path, y), path)
+    source = _open(Path(path), label)
+    require_memory(source.path, source.size)
+    blocks = list(_numbered(source))
+    _require_rows(source, sum(len(X) for X, _ in blocks), min_rows)
+    X = np.concatenate([X for X, _ in blocks])
+    columns = [column for _, column in blocks if column is not None]
+    y = pl.concat(columns) if columns else source.y
+    return Table(X, source.features, None if y is None else _labels(source.path, y), source.path)
 
 
 def read_data(path: str | os.PathLike[str], *, label: str | None = None, min_rows: int = 2) -> Table | Images:
@@ -146,29 +166,156 @@ def read_data(path: str | os.PathLike[str], *, label: str | None = None, min_row
     return images
 
 
-def _read_csv(path: Path, label: str | None) -> tuple[pl.DataFrame, None]:
-    """Read every cell as text: numbers are made of it later, where a bad cell can be named."""
+def read_blocks(path: str | os.PathLike[str], *, label: str | None = None) -> Iterator[Table | Images]:
+    """Read what `read_data` reads, but a table block by block, in memory that does not grow with its rows.
+
+    Blocks have as many rows as make about half a million numbers. Only an .npz file, being an archive, is
+    read as a whole, and so are images, which come as one block.
+
+    Parameters
+    ----------
+    path : str or path
+        The file or folder.
+    label : str, optional
+        The column, or an .npz file's array, that is not a feature. Blocks come without it: whether labels
+        are numbers or text shows only when all of them have been read.
+
+    Yields
+    ------
+    Table or Images
+        At least one row; the blocks' rows, in order, are those of `read_data` bit for bit.
+
+    Raises
+    ------
+    InputError
+        As `read_data` does, except for labels; for a bad cell when its block's turn has come.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "wide.npy")
+    >>> np.save(path, np.zeros((1000, 1024)))
+    >>> [block.X.shape for block in read_blocks(path)]
+    [(512, 1024), (488, 1024)]
+    """
+    if holds_images(path):
+        yield read_data(path, label=label)
+        return
+    source = _open(Path(path), label)
+    n_rows = 0
+    for X, _ in _numbered(source):
+        n_rows += len(X)
+        yield Table(X, source.features, None, source.path)
+    _require_rows(source, n_rows, 1)
+
+
+def _open(path: Path, label: str | None) -> _Source:
+    """Check a file's columns, and prepare to read its rows."""
+    require_file(path)
+    openers = {".csv": _open_csv, ".parquet": _open_parquet, ".npz": _open_numpy, ".npy": _open_numpy}
+    suffix = path.suffix.lower()
+    if suffix not in openers:
+        raise InputError(f"{path}: unknown file type {suffix!r}; expected .csv, .parquet, .npz or .npy.")
+    source = openers[suffix](path, label)
+    if label is not None and source.y is None:
+        if label not in source.names:
+            raise InputError(f"{path}: has no column {label!r}; it has {_listed(source.names)}.")
+        source = replace(source, label=label)
+    if not source.features:
+        raise InputError(f"{path}: has no column of features; add at least one.")
+    return source
+
+
+def _require_rows(source: _Source, n_rows: int, min_rows: int) -> None:
+    """Refuse a table that is too short."""
+    if n_rows < min_rows:
+        rows = f"{n_rows} row{'s' * (n_rows != 1)}"
+        raise InputError(f"{source.path}: has {rows} of data, expected at least {min_rows}; add rows.")
+
+
+def _numbered(source: _Source) -> Iterator[tuple[np.ndarray, pl.Series | None]]:
+    """Read checked numbers block by block, and beside them the column of labels as it stands."""
+    n_rows = max(1, BLOCK_CELLS // len(source.names) // BLOCK_ROWS) * BLOCK_ROWS
+    n_before = 0
+    for frame in _regrouped(map(_plain_text, source.frames(n_rows)), n_rows):
+        X = _numbers(source.path, frame.select(source.features), n_before)
+        yield X, None if source.label is None else frame[source.label]
+        n_before += frame.height
+
+
+def _regrouped(frames: Iterable[pl.DataFrame], n_rows: int) -> Iterator[pl.DataFrame]:
+    """Cut the rows of all frames into frames of so many, the last one of fewer."""
+    held: pl.DataFrame | None = None
+    for frame in frames:
+        held = frame if held is None else held.vstack(frame)
+        while held.height >= n_rows:
+            yield held[:n_rows]
+            held = held[n_rows:]
+    if held is not None and held.height:
+        yield held
+
+
+def _open_csv(path: Path, label: str | None) -> _Source:
+    """Name the columns of a CSV file."""
     with readable(path, "UTF-8 CSV"):
         names, header = _csv_names(path)
-        require_memory(path, 4 * path.stat().st_size)
-        try:
-            frame = pl.read_csv(
-                path, has_header=False, skip_rows=int(header), schema=dict.fromkeys(names, pl.String)
-            )
-        except pl.exceptions.PolarsError:
-            _refuse_ragged(path)
-            raise
-    return frame, None
+        return _Source(path, names, 4 * path.stat().st_size, lambda _: _csv_frames(path, names, header))
 
 
-def _read_parquet(path: Path, label: str | None) -> tuple[pl.DataFrame, None]:
-    """Read a Parquet file whose columns have names of their own."""
-    _check_names(path, parquet_schema(path).names)
-    return read_parquet(path), None
+def _csv_frames(path: Path, names: list[str], header: bool) -> Iterator[pl.DataFrame]:
+    """Read every cell as text: numbers are made of it later, where a bad cell can be named."""
+    # Polars counts the fields of the first line that it is given: a header of ours has them all.
+    schema = {str(i): pl.String for i in range(len(names))}
+    first = ",".join(schema).encode() + b"\n"
+    n_skipped = int(header)
+    with readable(path, "UTF-8 CSV"):
+        for piece in _csv_pieces(path):
+            try:
+                frame = pl.read_csv(first + piece, schema=schema, skip_rows_after_header=n_skipped)
+            except pl.exceptions.PolarsError:
+                _refuse_ragged(path)
+                raise
+            frame.columns = names
+            yield frame
+            n_skipped = 0
 
 
-def _read_numpy(path: Path, label: str | None) -> tuple[pl.DataFrame, pl.Series | None]:
-    """Read the array X, or the only one, and the labels beside it."""
+def _csv_pieces(path: Path) -> Iterator[bytes]:
+    """Read a CSV file in pieces that end where a record does."""
+    with path.open("rb") as file:
+        held = file.read(len(BOM_UTF8)).removeprefix(BOM_UTF8)
+        while piece := file.read(max(CSV_PIECE, len(held))):
+            held += piece
+            end = _end_of_records(held)
+            if end == 0:  # perhaps a quotation mark that nothing closes
+                require_memory(path, 4 * len(held))
+            else:
+                yield held[:end]
+                held = held[end:]
+        if held:
+            yield held
+
+
+def _end_of_records(text: bytes) -> int:
+    """Where the last whole record of a CSV text ends: behind a line feed that is not in quotation marks."""
+    end, quoted = len(text), text.count(b'"') % 2 == 1
+    while True:
+        start = text.rfind(b'"', 0, end)
+        feed = -1 if quoted else text.rfind(b"\n", start + 1, end)
+        if feed >= 0 or start < 0:
+            return feed + 1
+        end, quoted = start, not quoted
+
+
+def _open_parquet(path: Path, label: str | None) -> _Source:
+    """Name the columns of a Parquet file, which must have names of their own."""
+    names = parquet_schema(path).names
+    _check_names(path, names)
+    return _Source(path, names, parquet_size(path), partial(parquet_blocks, path))
+
+
+def _open_numpy(path: Path, label: str | None) -> _Source:
+    """Find the array X, or the only one, and the labels beside it."""
     headers = array_headers(path)
     name = main_array(headers)
     if name is None:
@@ -178,26 +325,29 @@ def _read_numpy(path: Path, label: str | None) -> tuple[pl.DataFrame, pl.Series 
         raise InputError(f"{path}: array {name!r} has shape {shape}, expected (rows, columns); reshape it.")
     if dtype.kind not in "biuf":
         raise InputError(f"{path}: array {name!r} has type {dtype}, expected real numbers; convert it.")
-    require_memory(path, 3 * 8 * shape[0] * shape[1])
+    names = [f"x{i}" for i in range(shape[1])]
 
-    columns = [f"x{i}" for i in range(shape[1])]
-    with np.errstate(over="ignore"):  # a long double beyond float64 becomes inf, and is refused as such
-        frame = pl.DataFrame(read_array(path, name).astype(np.float64), schema=columns)
+    def frames(n_rows: int) -> Iterator[pl.DataFrame]:
+        for block in array_blocks(path, name, n_rows):
+            with np.errstate(over="ignore"):  # a long double beyond float64 becomes inf, and is refused so
+                numbers = block.astype(np.float64)
+            yield pl.DataFrame(numbers, schema=names)
+
+    source = _Source(path, names, 3 * 8 * shape[0] * shape[1], frames)
     y_name = label or "y"
     if y_name not in headers or y_name == name:
-        return frame, None
+        return source
     y_shape, y_dtype = headers[y_name]
     if y_shape not in [(shape[0],), (shape[0], 1)] or y_dtype.kind not in "biufU":
         raise InputError(
             f"{path}: array {y_name!r} has shape {y_shape} and type {y_dtype}, "
             f"expected one number or text for each of {shape[0]} rows; reshape or convert it."
         )
-    return frame, pl.Series(y_name, read_array(path, y_name).ravel())
+    return replace(source, y=pl.Series(y_name, read_array(path, y_name).ravel()))
 
 
-def _numbers(path: Path, frame: pl.DataFrame) -> np.ndarray:
-    """Convert to float64, or name the first cell that cannot be used."""
-    frame = _plain_text(frame)
+def _numbers(path: Path, frame: pl.DataFrame, n_before: int) -> np.ndarray:
+    """Convert to float64, or name the first cell that cannot be used, counting the rows before."""
     for name, dtype in frame.schema.items():
         if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Null)):
             raise InputError(
@@ -207,7 +357,8 @@ def _numbers(path: Path, frame: pl.DataFrame) -> np.ndarray:
     bad = ~(np.abs(X) <= LIMIT)
     if bad.any():
         row, column = divmod(int(bad.argmax()), X.shape[1])
-        _refuse_cell(path, row, f"column {frame.columns[column]!r}", frame[row, column], X[row, column])
+        place = f"column {frame.columns[column]!r}"
+        _refuse_cell(path, n_before + row, place, frame[row, column], X[row, column])
     return X
 
 

@@ -1,9 +1,8 @@
 """FlowGAN: a RealNVP generator, trained by a critic and by its own likelihood."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from numbers import Real
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -83,6 +82,7 @@ class FlowGANModel(FlowModel):
         return loss
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class FlowGAN(RealNVP):
     r"""A GAN whose generator is the inverse of a RealNVP, so that its likelihood is known and trained too.
 
@@ -121,46 +121,8 @@ class FlowGAN(RealNVP):
         "loss": [StrOptions(LOSSES)],
     }
 
-    def __init__(
-        self,
-        n_layers: int | None = None,
-        *,
-        width: int | None = None,
-        spline: bool | None = None,
-        likelihood_weight: float = 1.0,
-        loss: str = "non-saturating",
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            n_layers,
-            width=width,
-            spline=spline,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            false_positive_rate=false_positive_rate,
-            random_state=random_state,
-            device=device,
-            processes=processes,
-            precision=precision,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            verbose=verbose,
-        )
-        self.likelihood_weight = likelihood_weight
-        self.loss = loss
+    likelihood_weight: float = 1.0
+    loss: str = "non-saturating"
 
     def _model(self, flow: Bijection, level_width: float) -> FlowGANModel:
         critic = networks.build(self.data_shape_, 1).discriminator

@@ -4,8 +4,8 @@ import contextlib
 import math
 from abc import abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from numbers import Integral, Real
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -96,6 +96,7 @@ class FlowModel(Trainable):
         return self.flow.inverse(noise)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DensityEstimator(NeuralDetector):
     r"""Base of the density models: ``score_samples`` is log p(x), a normalised density in the data's units.
 
@@ -138,44 +139,11 @@ class DensityEstimator(NeuralDetector):
         "learning_rate": [None, Interval(Real, 0, None, closed="neither")],
     }
 
-    n_layers: int | None
-    width: int | None
-    learning_rate: float | None  # type: ignore[assignment]
-    model_: FlowModel
-    quantized_: bool
-
-    def __init__(
-        self,
-        n_layers: int | None = None,
-        *,
-        width: int | None = None,
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        self.n_layers = n_layers
-        self.width = width
-        self.max_steps = max_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.patience = patience
-        self.false_positive_rate = false_positive_rate
-        self.random_state = random_state
-        self.device = device
-        self.processes = processes
-        self.precision = precision
-        self.checkpoint = checkpoint
-        self.checkpoint_every = checkpoint_every
-        self.verbose = verbose
+    n_layers: int | None = field(default=None, kw_only=False)
+    width: int | None = None
+    learning_rate: float | None = None  # type: ignore[assignment]
+    model_: FlowModel = field(init=False)
+    quantized_: bool = field(init=False)
 
     @abstractmethod
     def _layers(self) -> list[Bijection]:

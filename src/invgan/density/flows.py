@@ -1,7 +1,7 @@
 """Flows, each learned by maximum likelihood: MADE, MAF, RealNVP, Glow, FFJORD."""
 
 from abc import abstractmethod
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -67,6 +67,7 @@ class MADE(DensityEstimator):
         ]
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class StackedFlow(DensityEstimator):
     """Base of the flows that stack layers in which a feature is transformed given others.
 
@@ -83,42 +84,7 @@ class StackedFlow(DensityEstimator):
         "spline": [None, "boolean"],
     }
 
-    def __init__(
-        self,
-        n_layers: int | None = None,
-        *,
-        width: int | None = None,
-        spline: bool | None = None,
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float | None = None,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            n_layers,
-            width=width,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            false_positive_rate=false_positive_rate,
-            random_state=random_state,
-            device=device,
-            processes=processes,
-            precision=precision,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            verbose=verbose,
-        )
-        self.spline = spline
+    spline: bool | None = None
 
     def _uses_splines(self) -> bool:
         return len(self.data_shape_) == 1 if self.spline is None else self.spline

@@ -1,8 +1,8 @@
 """AnoGAN: how far the nearest row that a generator can make is from a given one (Schlegl et al., 2017)."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -25,6 +25,7 @@ N_COMPARED = 512
 """Generated rows that held-out ones are compared with."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AnoGAN(ScorerDetector):
     r"""Generative adversarial network, scored by a search for every row's latent.
 
@@ -65,40 +66,7 @@ class AnoGAN(ScorerDetector):
     }
     _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "search_steps")
 
-    def __init__(
-        self,
-        latent_dim: int | None = None,
-        *,
-        search_steps: int = 100,
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            latent_dim,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            false_positive_rate=false_positive_rate,
-            random_state=random_state,
-            device=device,
-            processes=processes,
-            precision=precision,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            verbose=verbose,
-        )
-        self.search_steps = search_steps
+    search_steps: int = 100
 
     def _networks(self) -> "SearchedGAN":
         generator = networks.build(self.data_shape_, self.latent_dim_).generator
@@ -153,35 +121,34 @@ class SearchedGAN(Scorer):
 
     def search(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """Find each row's latent of least loss, shape (n, d), and that loss, shape (n,)."""
-        features = self.critic.features(rows)
-        latents, losses = self._best_start(rows, features)
+        compared = self._compared(rows)
+        latents = self._best_starts(compared)
+        losses = torch.full_like(latents[:, 0], torch.inf)
         z = latents.clone().requires_grad_()
         optimizer = torch.optim.Adam([z], lr=STEP_SIZE)
         for step in range(self.search_steps):
             with torch.enable_grad():
-                loss = self._loss(rows, features, self.generator(z))
+                loss = (compared - self._compared(self.generator(z))).abs().sum(1)
                 (z.grad,) = torch.autograd.grad(loss.sum(), z)
             latents, losses = _better(latents, losses, z.detach(), loss.detach())
             optimizer.param_groups[0]["lr"] = STEP_SIZE * (1 - step / self.search_steps)
             optimizer.step()
-        return _better(latents, losses, z.detach(), self._loss(rows, features, self.generator(z.detach())))
+        last = (compared - self._compared(self.generator(z.detach()))).abs().sum(1)
+        return _better(latents, losses, z.detach(), last)
 
-    def _best_start(self, rows: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
-        starts = self._fixed_latents(rows, N_STARTS)
-        generated = self.generator(starts)
-        losses = torch.stack([self._loss(rows, features, one.expand_as(rows)) for one in generated], 1)
-        least = losses.min(1)
-        return starts[least.indices], least.values
+    def _best_starts(self, compared: Tensor) -> Tensor:
+        starts = self._fixed_latents(compared, N_STARTS)
+        distances = torch.cdist(compared, self._compared(self.generator(starts)), p=1)  # n×starts
+        return starts[distances.argmin(1)]
 
-    def _loss(self, rows: Tensor, features: Tensor, generated: Tensor) -> Tensor:
-        """Eq. 4: the weighted sum of the residual and the discrimination loss, shape (n,)."""
-        residual = (rows - generated).flatten(1).abs().sum(1)
-        discrimination = (features - self.critic.features(generated)).abs().sum(1)
-        return (1 - FEATURE_WEIGHT) * residual + FEATURE_WEIGHT * discrimination
+    def _compared(self, rows: Tensor) -> Tensor:
+        """Return rows and their features, weighted: Eq. 4 is the L1 distance of two such vectors."""
+        features = FEATURE_WEIGHT * self.critic.features(rows)
+        return torch.cat([(1 - FEATURE_WEIGHT) * rows.flatten(1), features], 1)
 
-    def _fixed_latents(self, rows: Tensor, number: int) -> Tensor:
+    def _fixed_latents(self, like: Tensor, number: int) -> Tensor:
         """Draw latents that are always the same, so that a score is a function of its row."""
-        return torch.randn(number, self.latent_dim, generator=torch.Generator().manual_seed(0)).to(rows)
+        return torch.randn(number, self.latent_dim, generator=torch.Generator().manual_seed(0)).to(like)
 
 
 def _better(latents: Tensor, losses: Tensor, new: Tensor, new_losses: Tensor) -> tuple[Tensor, Tensor]:

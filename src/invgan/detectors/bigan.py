@@ -1,7 +1,7 @@
 """EGBAD and ALAD: adversarial networks that learn the generator's inverse with it (Zenati et al., 2018)."""
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ N_COMPARED = 512
 """Generated pairs that those of held-out rows are compared with."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class EGBAD(ScorerDetector):
     r"""Bidirectional adversarial network, scored by its reconstruction and its discriminator.
 
@@ -31,7 +32,7 @@ class EGBAD(ScorerDetector):
 
     Parameters
     ----------
-    score : {"features", "cross-entropy"}
+    method : {"features", "cross-entropy"}
         :math:`L_D`: the distance between the discriminator's features of (x, h(x)) and of (g(h(x)), h(x)), or
         the cross-entropy −log D(x, h(x)).
     latent_dim, max_steps, batch_size, learning_rate, patience, false_positive_rate, random_state, device, \
@@ -53,49 +54,18 @@ class EGBAD(ScorerDetector):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ScorerDetector._parameter_constraints,
-        "score": [StrOptions({"features", "cross-entropy"})],
+        "method": [StrOptions({"features", "cross-entropy"})],
     }
-    _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "score")
+    _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "method")
 
-    def __init__(
-        self,
-        latent_dim: int | None = None,
-        *,
-        score: str = "features",
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            latent_dim,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            false_positive_rate=false_positive_rate,
-            random_state=random_state,
-            device=device,
-            processes=processes,
-            precision=precision,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            verbose=verbose,
-        )
-        self.score = score
+    method: str = "features"
 
     def _networks(self) -> "BiGAN":
         parts = networks.build(self.data_shape_, self.latent_dim_)
         critic = networks.build_critic(self.data_shape_, (self.latent_dim_,))
-        return BiGAN(parts.generator, parts.inference, critic, latent_dim=self.latent_dim_, score=self.score)
+        return BiGAN(
+            parts.generator, parts.inference, critic, latent_dim=self.latent_dim_, method=self.method
+        )
 
 
 class ALAD(ScorerDetector):
@@ -104,8 +74,8 @@ class ALAD(ScorerDetector):
     .. math:: \text{score}(x) = -\|f(x, x) - f(x, g(h(x)))\|_1
 
     with the features f of a discriminator that tells (x, x) from (x, g(h(x))). A third one tells (z, z) from
-    (z, h(g(z))), and the first, as in :class:`EGBAD`, (x, h(x)) from (g(z), z). All three are spectrally
-    normalised.
+    (z, h(g(z))), and the first, as in :class:`EGBAD`, (x, h(x)) from (g(z), z). All three, and h, are
+    spectrally normalised.
 
     Parameters
     ----------
@@ -131,8 +101,8 @@ class ALAD(ScorerDetector):
         row, latent = self.data_shape_, (self.latent_dim_,)
         parts = networks.build(row, self.latent_dim_)
         critics = [networks.build_critic(*pair) for pair in ((row, latent), (row, row), (latent, latent))]
-        for critic in critics:
-            networks.spectrally_normalized(critic)
+        for network in (parts.inference, *critics):
+            networks.spectrally_normalized(network)
         return CycleBiGAN(parts.generator, parts.inference, *critics, latent_dim=self.latent_dim_)
 
     def _finish(self, training: Tensor) -> None:
@@ -205,7 +175,7 @@ class BiGAN(Bidirectional):
     ----------
     generator, inference, pair_critic, latent_dim
         As in :class:`Bidirectional`.
-    score : {"features", "cross-entropy"}
+    method : {"features", "cross-entropy"}
     """
 
     def __init__(
@@ -215,16 +185,16 @@ class BiGAN(Bidirectional):
         pair_critic: Critic,
         *,
         latent_dim: int,
-        score: str,
+        method: str,
     ) -> None:
         super().__init__(generator, inference, pair_critic, latent_dim=latent_dim)
-        self.kind = score
+        self.method = method
 
     def score(self, rows: Tensor) -> Tensor:
         """Return minus the weighted sum of the reconstruction error and the discriminator's loss."""
         z = self.inference(rows)
         restored = self.generator(z)
-        if self.kind == "features":
+        if self.method == "features":
             features = self.pair_critic.features(rows, z) - self.pair_critic.features(restored, z)
             discrimination = features.abs().sum(1)
         else:

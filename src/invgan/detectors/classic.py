@@ -2,6 +2,7 @@
 
 import math
 from abc import abstractmethod
+from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any, ClassVar
 
@@ -66,6 +67,7 @@ class _FittedByScikitLearn(AnomalyDetector):
         self._check_arrays()
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class OneClassSVM(_FittedByScikitLearn):
     r"""One-class support vector machine: a smooth boundary around most of the rows.
 
@@ -105,18 +107,8 @@ class OneClassSVM(_FittedByScikitLearn):
         "gamma": [StrOptions({"scale", "auto"}), Interval(Real, 0, None, closed="neither")],
     }
 
-    def __init__(
-        self,
-        *,
-        nu: float = 0.1,
-        gamma: str | float = "scale",
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-    ) -> None:
-        self.nu = nu
-        self.gamma = gamma
-        self.false_positive_rate = false_positive_rate
-        self.random_state = random_state
+    nu: float = 0.1
+    gamma: str | float = "scale"
 
     def _learn(self, rows: np.ndarray, seed: int) -> dict[str, Tensor]:
         gamma = self.gamma
@@ -142,6 +134,7 @@ class OneClassSVM(_FittedByScikitLearn):
         check_shapes(self.arrays_, expected)
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class IsolationForest(_FittedByScikitLearn):
     r"""Isolation Forest: rows that random splits cut off early are unusual.
 
@@ -179,18 +172,8 @@ class IsolationForest(_FittedByScikitLearn):
         "max_samples": [Interval(Integral, 2, None, closed="left")],
     }
 
-    def __init__(
-        self,
-        *,
-        n_estimators: int = 100,
-        max_samples: int = 256,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-    ) -> None:
-        self.n_estimators = n_estimators
-        self.max_samples = max_samples
-        self.false_positive_rate = false_positive_rate
-        self.random_state = random_state
+    n_estimators: int = 100
+    max_samples: int = 256
 
     def _learn(self, rows: np.ndarray, seed: int) -> dict[str, Tensor]:
         size = min(self.max_samples, len(rows))

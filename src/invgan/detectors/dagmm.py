@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from numbers import Integral
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -26,6 +26,7 @@ REMEMBERED = 0.9
 """Decay of the running mixture by which training is validated; the one that scores is fitted at the end."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DAGMM(ScorerDetector):
     r"""Deep autoencoding Gaussian mixture model, scored by the mixture's log-density.
 
@@ -67,42 +68,8 @@ class DAGMM(ScorerDetector):
         "n_components": [Interval(Integral, 1, None, closed="left")],
     }
 
-    model_: "MixtureOfCodes"
-
-    def __init__(
-        self,
-        latent_dim: int | None = None,
-        *,
-        n_components: int = 4,
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            latent_dim,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            false_positive_rate=false_positive_rate,
-            random_state=random_state,
-            device=device,
-            processes=processes,
-            precision=precision,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            verbose=verbose,
-        )
-        self.n_components = n_components
+    n_components: int = 4
+    model_: "MixtureOfCodes" = field(init=False)
 
     def _networks(self) -> "MixtureOfCodes":
         parts = networks.build(self.data_shape_, self.latent_dim_)

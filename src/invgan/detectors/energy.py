@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +21,7 @@ NOISE = 1.0
 """Standard deviation of the noise that training takes off rows, in scaled units."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class DSEBM(ScorerDetector):
     r"""Deep structured energy-based model, scored by its energy or by its reconstruction error.
 
@@ -35,7 +36,7 @@ class DSEBM(ScorerDetector):
     ----------
     latent_dim : int, optional
         Number K of hidden units that the energy has summed out; 128 by default.
-    score : {"energy", "reconstruction"}
+    method : {"energy", "reconstruction"}
         Score by −E(x), DSEBM-e in the literature, or by −‖x − f(x)‖² = −‖∇E(x)‖², DSEBM-r.
     max_steps, batch_size, learning_rate, patience, false_positive_rate, random_state, device, processes, \
     precision, checkpoint, checkpoint_every, verbose
@@ -44,8 +45,9 @@ class DSEBM(ScorerDetector):
     Source
     ------
     Zhai et al. (2016), "Deep structured energy based models for anomaly detection", sections 3.1 (energy), 4
-    (score matching) and 5 (both scores); Vincent (2011) for denoising. Open there: the noise, s = 0.5 here,
-    and the networks; ours have the shape of the other detectors' encoders. Some implementations train a
+    (score matching) and 5 (both scores); Vincent (2011) for denoising. Open there: the noise, s = 1 here, in
+    units in which a table's columns have variance 1 and pixels lie in [-1, 1]; and the networks, which have
+    the shape of the other detectors' encoders. Some implementations train a
     separate decoder; its reconstruction is then no gradient, and the model has no energy.
 
     Examples
@@ -57,51 +59,18 @@ class DSEBM(ScorerDetector):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ScorerDetector._parameter_constraints,
-        "score": [StrOptions({"energy", "reconstruction"})],
+        "method": [StrOptions({"energy", "reconstruction"})],
     }
-    _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "score")
+    _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "method")
 
-    def __init__(
-        self,
-        latent_dim: int | None = None,
-        *,
-        score: str = "energy",
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            latent_dim,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            false_positive_rate=false_positive_rate,
-            random_state=random_state,
-            device=device,
-            processes=processes,
-            precision=precision,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            verbose=verbose,
-        )
-        self.score = score
+    method: str = "energy"
 
     def _default_latent_dim(self) -> int:
         return N_UNITS
 
     def _networks(self) -> "EnergyModel":
         encoder = networks.build(self.data_shape_, self.latent_dim_).inference
-        return EnergyModel(encoder, self.data_shape_, score=self.score)
+        return EnergyModel(encoder, self.data_shape_, method=self.method)
 
 
 class EnergyModel(Scorer):
@@ -113,12 +82,12 @@ class EnergyModel(Scorer):
         h: (n, \\*data_shape) → (n, K).
     data_shape : tuple of int
         Shape of one row.
-    score : {"energy", "reconstruction"}
+    method : {"energy", "reconstruction"}
     """
 
-    def __init__(self, encoder: nn.Module, data_shape: tuple[int, ...], *, score: str) -> None:
+    def __init__(self, encoder: nn.Module, data_shape: tuple[int, ...], *, method: str) -> None:
         super().__init__()
-        self.encoder, self.kind = encoder, score
+        self.encoder, self.method = encoder, method
         # The product of b and x is a linear layer, and so has its initial weights drawn with the others'.
         self.center = nn.Linear(math.prod(data_shape), 1, bias=False)
 
@@ -155,6 +124,6 @@ class EnergyModel(Scorer):
 
     def score(self, rows: Tensor) -> Tensor:
         """Return −E(x) or −‖∇E(x)‖², which is −‖x − f(x)‖²."""
-        if self.kind == "energy":
+        if self.method == "energy":
             return -self.energy(rows)
         return -self.slope(rows).flatten(1).square().sum(1)

@@ -2,8 +2,8 @@
 
 import copy
 import math
+from dataclasses import dataclass, field
 from numbers import Integral
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from invgan.networks import RBFVariance
 from invgan.preprocess import AffineScaling
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ImplicitLikelihood(LatentDetector):
     r"""Likelihood of samples under any trained generator, which stays as it is.
 
@@ -71,44 +72,9 @@ class ImplicitLikelihood(LatentDetector):
         "inference": [None, nn.Module],
     }
 
-    def __init__(
-        self,
-        generator: nn.Module,
-        latent_dim: int = 128,
-        *,
-        inference: nn.Module | None = None,
-        method: str | None = None,
-        n_centers: int | None = None,
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        self.generator = generator
-        self.latent_dim = latent_dim
-        self.inference = inference
-        self.method = method
-        self.n_centers = n_centers
-        self.max_steps = max_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.patience = patience
-        self.false_positive_rate = false_positive_rate
-        self.random_state = random_state
-        self.device = device
-        self.processes = processes
-        self.precision = precision
-        self.checkpoint = checkpoint
-        self.checkpoint_every = checkpoint_every
-        self.verbose = verbose
+    generator: nn.Module = field(kw_only=False)
+    latent_dim: int = field(default=128, kw_only=False)
+    inference: nn.Module | None = None
 
     def _choice(self, name: str) -> Any:
         default = {"method": "riemannian", "centers": "data", "n_centers": 256}[name]

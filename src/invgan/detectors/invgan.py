@@ -2,8 +2,8 @@
 
 import copy
 import math
+from dataclasses import dataclass, field
 from numbers import Integral
-from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ _SETTINGS = {
 }
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class InvGAN(LatentDetector):
     r"""Likelihoods under a generative adversarial network, and anomaly detection by them.
 
@@ -130,52 +131,13 @@ class InvGAN(LatentDetector):
         "inference": [None, nn.Module],
     }
 
-    def __init__(
-        self,
-        latent_dim: int | None = None,
-        *,
-        preset: str | None = None,
-        method: str | None = None,
-        loss: str | None = None,
-        centers: str | None = None,
-        n_centers: int | None = None,
-        generator: nn.Module | None = None,
-        discriminator: nn.Module | None = None,
-        inference: nn.Module | None = None,
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        self.latent_dim = latent_dim
-        self.preset = preset
-        self.method = method
-        self.loss = loss
-        self.centers = centers
-        self.n_centers = n_centers
-        self.generator = generator
-        self.discriminator = discriminator
-        self.inference = inference
-        self.max_steps = max_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.patience = patience
-        self.false_positive_rate = false_positive_rate
-        self.random_state = random_state
-        self.device = device
-        self.processes = processes
-        self.precision = precision
-        self.checkpoint = checkpoint
-        self.checkpoint_every = checkpoint_every
-        self.verbose = verbose
+    latent_dim: int | None = field(default=None, kw_only=False)
+    preset: str | None = None
+    loss: str | None = None
+    centers: str | None = None
+    generator: nn.Module | None = None
+    discriminator: nn.Module | None = None
+    inference: nn.Module | None = None
 
     # ---------------------------------------------------------------- fitting
 

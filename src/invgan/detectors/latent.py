@@ -4,6 +4,7 @@ import math
 import warnings
 from abc import abstractmethod
 from collections import defaultdict
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
@@ -56,6 +57,7 @@ class Search(NamedTuple):
     n_temperatures: int = 100
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class LatentDetector(TransformerMixin, NeuralDetector):
     """Base of the estimators that score by a generator's likelihood at z = h(x).
 
@@ -77,10 +79,11 @@ class LatentDetector(TransformerMixin, NeuralDetector):
     }
     _scoring_parameters: ClassVar[tuple[str, ...]] = (*NeuralDetector._scoring_parameters, "method")
 
-    n_centers: int | None
-    model_: InvertedGenerator
-    latent_dim_: int
-    mixture_: TangentMixture
+    method: str | None = None
+    n_centers: int | None = None
+    model_: InvertedGenerator = field(init=False)
+    latent_dim_: int = field(init=False)
+    mixture_: TangentMixture = field(init=False)
 
     @abstractmethod
     def _choice(self, name: str) -> Any:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -23,6 +23,7 @@ ENCODED_RANGE = 20.0
 """Deviations of latents lie between 1 / 20 and 20; the prior's is 1."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class VAE(ScorerDetector):
     r"""Variational autoencoder, scored by the reconstruction probability.
 
@@ -38,7 +39,7 @@ class VAE(ScorerDetector):
     ----------
     latent_dim : int, optional
         Dimension d of the latent space. By default chosen from the data's shape.
-    score : {"reconstruction", "bound"}
+    method : {"reconstruction", "bound"}
         The paper's, or the bound on log p(x): the same minus KL(q(z | x) ‖ p(z)). The paper's says nothing
         of rows whose latents are unusual but which are well restored from them; the bound does.
     max_steps, batch_size, learning_rate, patience, false_positive_rate, random_state, device, processes, \
@@ -62,50 +63,17 @@ class VAE(ScorerDetector):
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **ScorerDetector._parameter_constraints,
-        "score": [StrOptions({"reconstruction", "bound"})],
+        "method": [StrOptions({"reconstruction", "bound"})],
     }
-    _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "score")
+    _scoring_parameters: ClassVar[tuple[str, ...]] = (*ScorerDetector._scoring_parameters, "method")
 
-    def __init__(
-        self,
-        latent_dim: int | None = None,
-        *,
-        score: str = "reconstruction",
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        super().__init__(
-            latent_dim,
-            max_steps=max_steps,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            patience=patience,
-            false_positive_rate=false_positive_rate,
-            random_state=random_state,
-            device=device,
-            processes=processes,
-            precision=precision,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-            verbose=verbose,
-        )
-        self.score = score
+    method: str = "reconstruction"
 
     def _networks(self) -> "Autoencoder":
         encoder = networks.build(self.data_shape_, 2 * self.latent_dim_).inference
         both = (2 * self.data_shape_[0], *self.data_shape_[1:])  # means and deviations
         decoder = networks.build(both, self.latent_dim_).generator
-        return Autoencoder(encoder, decoder, self.latent_dim_, score=self.score)
+        return Autoencoder(encoder, decoder, self.latent_dim_, method=self.method)
 
     def _score_rows(self, rows: Tensor) -> np.ndarray:
         return super()._score_rows(rows) + self.scaling_.log_abs_det
@@ -120,13 +88,13 @@ class Autoencoder(Scorer):
         (n, \\*data_shape) → (n, 2d); (n, d) → (n, 2 C, ...): means, and what deviations are made from.
     latent_dim : int
         Dimension d of the latent space, whose prior is N(0, I).
-    score : {"reconstruction", "bound"}
+    method : {"reconstruction", "bound"}
     """
 
-    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, *, score: str) -> None:
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, latent_dim: int, *, method: str) -> None:
         super().__init__()
         self.encoder, self.decoder = encoder, decoder
-        self.latent_dim, self.kind = latent_dim, score
+        self.latent_dim, self.method = latent_dim, method
 
     def updates(self) -> Sequence[Update]:
         """List the one update: the bound."""
@@ -143,7 +111,7 @@ class Autoencoder(Scorer):
 
     def score(self, rows: Tensor) -> Tensor:
         """Return the reconstruction probability or the bound, in nats of the scaled data."""
-        return self._averaged(self.reconstruction if self.kind == "reconstruction" else self.bound, rows)
+        return self._averaged(self.reconstruction if self.method == "reconstruction" else self.bound, rows)
 
     def _averaged(self, estimate: Callable[[Tensor, Tensor], Tensor], rows: Tensor) -> Tensor:
         """Average over L draws, the same for every row, so that a score is a function of its row."""

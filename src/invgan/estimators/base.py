@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -51,6 +51,7 @@ class Split:
         )
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     """Base of all detectors: a subclass learns a score, the rest follows from it.
 
@@ -73,9 +74,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         "random_state": ["random_state"],
     }
 
-    false_positive_rate: float
-    random_state: Any
-    scaling_: AffineScaling
+    false_positive_rate: float = 0.05
+    random_state: Any = None
+    scaling_: AffineScaling = field(init=False)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -273,12 +274,21 @@ def in_blocks(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tens
     Matrix products round differently at different sizes: only so is a row's score the same, bit for bit,
     alone and in any company.
     """
-    results = []
-    for blocks in zip(*(tensor.split(size) for tensor in rows), strict=True):
-        number = len(blocks[0])
+    n_rows = len(rows[0])
+
+    def apply(start: int) -> Tensor:
+        number = min(size, n_rows - start)
+        blocks = [tensor[start : start + number] for tensor in rows]
         filled = [torch.cat([b, b[-1:].expand(size - number, *b.shape[1:])]) for b in blocks]
-        results.append(function(*filled)[:number])
-    return torch.cat(results)
+        return function(*filled)[:number]
+
+    first = apply(0)
+    # Results kept one by one would lie among what the function has freed, and keep others from the room.
+    results = first.new_empty(n_rows, *first.shape[1:])
+    results[:size] = first
+    for start in range(size, n_rows, size):
+        results[start : start + size] = apply(start)
+    return results
 
 
 def load(path: str | Path) -> AnomalyDetector:

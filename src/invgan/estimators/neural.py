@@ -5,7 +5,7 @@ import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ClassVar
@@ -22,12 +22,14 @@ from invgan.training import (
     Machine,
     Schedule,
     Trainable,
+    convolution_precision,
     progress_bar,
     threads_for,
     train,
 )
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class NeuralDetector(AnomalyDetector):
     """Base of the estimators that train networks on scaled rows.
 
@@ -59,18 +61,18 @@ class NeuralDetector(AnomalyDetector):
     _scoring_parameters: ClassVar[tuple[str, ...]] = ("false_positive_rate",)
     """Parameters that training does not depend on: a checkpoint is continued whatever they are."""
 
-    max_steps: int | None
-    batch_size: int | None
-    learning_rate: float
-    patience: int | None
-    device: str
-    processes: int
-    precision: str
-    checkpoint: str | Path | None
-    checkpoint_every: int
-    verbose: bool
-    model_: Trainable
-    history_: History
+    max_steps: int | None = None
+    batch_size: int | None = None
+    learning_rate: float = 1e-3
+    patience: int | None = None
+    device: str = "auto"
+    processes: int = 1
+    precision: str = "auto"
+    checkpoint: str | Path | None = None
+    checkpoint_every: int = 500
+    verbose: bool = False
+    model_: Trainable = field(init=False)
+    history_: History = field(init=False)
 
     @abstractmethod
     def _build(self, tensors: dict[str, Tensor]) -> Trainable:
@@ -118,12 +120,7 @@ class NeuralDetector(AnomalyDetector):
     def _choose_precision(self) -> str:
         if self.precision != "auto":
             return self.precision
-        native = (
-            torch.cuda.is_bf16_supported()
-            if self._device().type == "cuda"
-            else getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)()
-        )
-        return "bf16-mixed" if native and self._is_convolutional() else "32-true"
+        return convolution_precision(self._device()) if self._is_convolutional() else "32-true"
 
     def _device(self) -> torch.device:
         if self.device == "cuda" and not torch.cuda.is_available():
@@ -150,6 +147,11 @@ class NeuralDetector(AnomalyDetector):
         self.model_.to(self._device(), torch.float32 if convolutional else torch.float64)
         if convolutional:  # a model file holds no memory format, on which rounding depends
             self.model_.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        for layer in self.model_.modules():
+            if isinstance(layer, nn.Linear) and layer.in_features % 2 and not layer.out_features % 2:
+                # Gradients of odd length, where scores take any, would round by a row's place in its block;
+                # with the weight transposed in memory they do not.
+                layer.weight.data = layer.weight.data.mT.contiguous().mT
         self.model_.requires_grad_(False).eval()
         self.scaling_.to(self._device())
 

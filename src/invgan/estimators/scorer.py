@@ -1,8 +1,8 @@
 """What the compared systems share: networks that score a row by themselves, once they are trained."""
 
 from abc import abstractmethod
+from dataclasses import dataclass, field
 from numbers import Integral
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -24,6 +24,7 @@ class Scorer(Trainable):
         """Score scaled rows, shape (n,), higher for more normal ones; each by itself, in evaluation mode."""
 
 
+@dataclass(eq=False, repr=False, kw_only=True)
 class ScorerDetector(NeuralDetector):
     """Base of the estimators that are a :class:`Scorer` on scaled rows.
 
@@ -42,39 +43,9 @@ class ScorerDetector(NeuralDetector):
         "latent_dim": [None, Interval(Integral, 1, None, closed="left")],
     }
 
-    model_: Scorer
-    latent_dim_: int
-
-    def __init__(
-        self,
-        latent_dim: int | None = None,
-        *,
-        max_steps: int | None = None,
-        batch_size: int | None = None,
-        learning_rate: float = 1e-3,
-        patience: int | None = None,
-        false_positive_rate: float = 0.05,
-        random_state: Any = None,
-        device: str = "auto",
-        processes: int = 1,
-        precision: str = "auto",
-        checkpoint: str | Path | None = None,
-        checkpoint_every: int = 500,
-        verbose: bool = False,
-    ) -> None:
-        self.latent_dim = latent_dim
-        self.max_steps = max_steps
-        self.batch_size = batch_size
-        self.learning_rate = learning_rate
-        self.patience = patience
-        self.false_positive_rate = false_positive_rate
-        self.random_state = random_state
-        self.device = device
-        self.processes = processes
-        self.precision = precision
-        self.checkpoint = checkpoint
-        self.checkpoint_every = checkpoint_every
-        self.verbose = verbose
+    latent_dim: int | None = field(default=None, kw_only=False)
+    model_: Scorer = field(init=False)
+    latent_dim_: int = field(init=False)
 
     @abstractmethod
     def _networks(self) -> Scorer:

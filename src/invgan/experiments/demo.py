@@ -80,7 +80,7 @@ def run(
     except OSError as error:
         raise InputError(f"{out}: cannot be made ({error.strerror}); choose another --out.") from error
     detector.save(files["model"])
-    write_scores(files["scores.csv"], judged)
+    write_scores(files["scores.csv"], [judged])
     write_report(files["report.html"], content)
 
     is_abnormal = task.labels == 1

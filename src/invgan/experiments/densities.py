@@ -5,33 +5,24 @@ log p_true(x) − log p(x) over as many new rows, an estimate of the Kullback-Le
 tables of ADBench, their normal rows only, one half to train and one to test.
 """
 
+import functools
 import os
-import time
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from sklearn.mixture import GaussianMixture
 
 from invgan import data, density
 from invgan.data.toy import TOYS, toy
 from invgan.experiments.common import provenance, write_results
+from invgan.experiments.points import Point, collect
 
 N_ROWS = 20_000
 TABLES = ("adbench/44_Wilt", "adbench/19_landsat")
 """Continuous measurements, and 36 of 8 bits to which noise of a level's width is added."""
 GAUSSIANS = ("Gaussian", "Gaussian mixture")
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
-
-
-class _Job(NamedTuple):
-    name: str
-    model: str
-    seed: int
-    quick: bool
 
 
 class _Rows(NamedTuple):
@@ -44,6 +35,8 @@ class _Rows(NamedTuple):
 def run(*, quick: bool = False, out: Path = Path("results"), seeds: tuple[int, ...] = (0,)) -> dict[str, Any]:
     """Fit every density model, all with their default settings, and write ``densities.json``.
 
+    A run that is cut off and started again goes on after the last fits that it wrote.
+
     Parameters
     ----------
     quick : bool
@@ -54,87 +47,79 @@ def run(*, quick: bool = False, out: Path = Path("results"), seeds: tuple[int, .
         Each draws or splits the data and trains anew.
     """
     sets = TOYS[:1] + TABLES[:1] if quick else TOYS + TABLES
-    jobs = [
-        _Job(name, model, seed, quick)
-        for name in sets
-        for model in (*density.__all__, *GAUSSIANS)
-        for seed in seeds
+    models = (*density.__all__, *GAUSSIANS)
+    keys = [
+        {"dataset": name, "model": model, "seed": seed} for name in sets for model in models for seed in seeds
     ]
-    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
-        runs = list(pool.map(_run_job, jobs))
+    path, settings = out / "densities.json", {"rows": N_ROWS, "quick": quick}
+    measure = functools.partial(_measure, quick)
+    points = collect(path, settings, keys, measure, seeds=seeds, processes=os.cpu_count() or 1)
     results = {
         "title": f"Density models: nats short of the true log-density ({N_ROWS:,} training rows), and nats "
         "per row of real tables",
         "table": {
             "columns": ["model", *(_title(name) for name in sets)],
-            "rows": [
-                [model, *(_cell(runs, name, model) for name in sets)]
-                for model in (*density.__all__, *GAUSSIANS)
-            ],
+            "rows": [[model, *(_cell(points, name, model) for name in sets)] for model in models],
         },
-        "runs": runs,
         "note": (
             "Sets in the plane: mean of log p_true − log p over new rows, ± its standard error; 0 is "
             "perfect, lower is better. Tables: mean log p of test rows, in nats of the table's own units; "
             "higher is better. FlowVAE's is a lower bound. All settings are defaults, the same for all sets; "
             "those of the splines were compared on the checkerboard, with other draws."
         ),
+        "complete": True,
+        "settings": settings,
+        "points": points,
         "quick": quick,
         **provenance(seeds=seeds),
     }
-    write_results(out / "densities.json", results)
+    write_results(path, results)
     return results
 
 
-def _run_job(job: _Job) -> dict[str, Any]:
-    torch.set_num_threads(1)  # of this process, which does nothing else
-    rows = _rows(job)
-    started = time.perf_counter()
-    if job.model in GAUSSIANS:
-        found = _gaussians(rows, job)
+def _measure(quick: bool, dataset: str, model: str, seed: int) -> Point:
+    rows = _rows(dataset, seed, quick)
+    if model in GAUSSIANS:
+        found = _gaussians(rows, model, seed)
+        steps = None
     else:
-        small = {"max_steps": 30, "width": 8} if job.quick else {}
-        model = getattr(density, job.model)(random_state=job.seed, **small)
-        found = model.fit(rows.train).score_samples(rows.test)
-    result = {
-        "set": job.name,
-        "model": job.model,
-        "seed": job.seed,
-        "log_density": float(found.mean()),
-        "seconds": time.perf_counter() - started,
-    }
+        small = {"max_steps": 30, "width": 8} if quick else {}
+        estimator = getattr(density, model)(random_state=seed, **small).fit(rows.train)
+        found = estimator.score_samples(rows.test)
+        steps = estimator.history_.best_step
+    result: Point = {"log_density": float(found.mean()), "best_step": steps}
     if rows.truth is not None:
         short = rows.truth - found
         result |= {"short": float(short.mean()), "error": float(short.std() / np.sqrt(len(short)))}
     return result
 
 
-def _rows(job: _Job) -> _Rows:
+def _rows(name: str, seed: int, quick: bool) -> _Rows:
     """Draw or split a set; the seeds are not those that settings were compared with."""
-    rng = np.random.default_rng([job.seed, 1])
-    if job.name in TOYS:
-        n = 1000 if job.quick else N_ROWS
-        test, truth = toy(job.name, n, random_state=rng)
-        return _Rows(toy(job.name, n, random_state=rng).X, test, truth)
-    loaded = data.load(job.name)
+    rng = np.random.default_rng([seed, 1])
+    if name in TOYS:
+        n = 1000 if quick else N_ROWS
+        test, truth = toy(name, n, random_state=rng)
+        return _Rows(toy(name, n, random_state=rng).X, test, truth)
+    loaded = data.load(name)
     X = loaded.X[np.asarray(loaded.y) == 0]
     if (np.round(X) == X).all():
         X = X + rng.random(X.shape)
     order = rng.permutation(len(X))
     train, test = np.split(order, [len(X) // 2])
-    return _Rows(X[train[:1000] if job.quick else train], X[test], None)
+    return _Rows(X[train[:1000] if quick else train], X[test], None)
 
 
-def _gaussians(rows: _Rows, job: _Job) -> np.ndarray:
+def _gaussians(rows: _Rows, model: str, seed: int) -> np.ndarray:
     """Score by one Gaussian, or by as many as a tenth of the training rows likes best."""
     mean, std = rows.train.mean(0), rows.train.std(0)
     train, test = (rows.train - mean) / std, (rows.test - mean) / std
 
     def fitted(n: int, part: np.ndarray) -> GaussianMixture:
-        return GaussianMixture(n, random_state=job.seed).fit(part)
+        return GaussianMixture(n, random_state=seed).fit(part)
 
     n = 1
-    if job.model == "Gaussian mixture":
+    if model == "Gaussian mixture":
         held_out, learned = np.split(train, [len(train) // 10])
         n = max(COMPONENTS, key=lambda n: fitted(n, learned).score(held_out))
     return fitted(n, train).score_samples(test) - np.log(std).sum()
@@ -144,9 +129,9 @@ def _title(name: str) -> str:
     return name.rpartition("_")[2]
 
 
-def _cell(runs: list[dict[str, Any]], name: str, model: str) -> str:
-    chosen = [run for run in runs if (run["set"], run["model"]) == (name, model)]
+def _cell(points: list[Point], name: str, model: str) -> str:
+    chosen = [point for point in points if (point["dataset"], point["model"]) == (name, model)]
     if "short" not in chosen[0]:
-        return f"{np.mean([run['log_density'] for run in chosen]):.3f}"
-    short, error = (np.mean([run[key] for run in chosen]) for key in ("short", "error"))
+        return f"{np.mean([point['log_density'] for point in chosen]):.3f}"
+    short, error = (np.mean([point[key] for point in chosen]) for key in ("short", "error"))
     return f"{short:.3f} ± {error:.3f}"

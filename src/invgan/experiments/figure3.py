@@ -27,7 +27,7 @@ from invgan.gan import GAN
 from invgan.geometry import log_volume
 from invgan.likelihood import log_prior, revised_bits_per_dimension, riemannian
 from invgan.preprocess import AffineScaling
-from invgan.training import Machine, Schedule, train
+from invgan.training import Machine, Schedule, convolution_precision, train
 
 SIDE = 32
 PRIOR_TERM = 0.5 * math.log(2 * math.pi) + 0.5
@@ -136,7 +136,7 @@ def _measure(d: int, training: Tensor, test: Tensor, setting: Setting, device: s
         prepare=scaling,
         schedule=Schedule(max_steps=setting.steps, batch_size=setting.batch_size),
         seed=seed,
-        machine=Machine(device, precision="bf16-mixed"),
+        machine=Machine(device, precision=convolution_precision(torch.device(device))),
     )
     gan.to(device).requires_grad_(False)
     blocks = [score(gan, scaling(block).to(device)) for block in test.split(32)]

@@ -12,9 +12,9 @@ from torch import Tensor
 from invgan import data, networks
 from invgan.errors import InputError
 from invgan.experiments.common import provenance, write_figure, write_results
-from invgan.gan import GAN
+from invgan.experiments.figure3 import paper_gan
 from invgan.preprocess import AffineScaling
-from invgan.training import History, Machine, Schedule, train
+from invgan.training import History, Machine, Schedule, convolution_precision, train
 
 
 def _images(name: str) -> np.ndarray:
@@ -81,18 +81,10 @@ def run(*, quick: bool = False, out: Path = Path("results"), seed: int = 0) -> d
 def _train(rows: Tensor, steps: int, seed: int) -> History:
     """Run Algorithm 1 with the paper's networks; a figure of the training needs no scores."""
     data_shape = tuple(rows.shape[1:])
-    latent_dim = networks.default_latent_dim(data_shape, "paper")
-    draws = torch.Generator().manual_seed(seed)
-    with torch.device("meta"):
-        parts = networks.build(data_shape, latent_dim, "paper")
-    for part in parts:
-        networks.initialize(part.to_empty(device="cpu"), draws)
-    variance = networks.RBFVariance(latent_dim, rows[0].numel(), 64)
-    variance.weight.data.uniform_(generator=draws)
-    variance.fit_centers(torch.randn(10_000, latent_dim, generator=draws), seed=seed)
-    gan = GAN(*parts, variance, latent_dim=latent_dim, loss="saturating")
+    gan = paper_gan(data_shape, networks.default_latent_dim(data_shape, "paper"), seed)
     is_image = len(data_shape) == 3
     scale = AffineScaling.to_unit_range if is_image else AffineScaling.standardize
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return train(
         gan,
         rows,
@@ -100,7 +92,7 @@ def _train(rows: Tensor, steps: int, seed: int) -> History:
         prepare=scale(rows),
         schedule=Schedule(max_steps=steps, batch_size=64),
         seed=seed,
-        machine=Machine(precision="bf16-mixed" if is_image else "32-true"),
+        machine=Machine(device.type, precision=convolution_precision(device) if is_image else "32-true"),
     )
 
 

@@ -2,10 +2,14 @@
 
 import json
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from invgan.experiments.common import COMMIT, provenance, write_results
 
@@ -19,6 +23,7 @@ def collect(
     measure: Callable[..., Point],
     *,
     seeds: Sequence[int],
+    processes: int = 1,
 ) -> list[Point]:
     """Measure a point for each key, and write the results file anew after each.
 
@@ -32,27 +37,56 @@ def collect(
     keys : iterable of dict
         What tells a point from the others.
     measure : callable
-        Called with a key's entries by name.
+        Called with a key's entries by name; for several processes a function that can be pickled.
     seeds : sequence of int
         For the file.
+    processes : int
+        How many to measure in, each on one thread: networks too small for more take one core each.
 
     Returns
     -------
     list of dict
-        Each with its key, what was measured, the seconds that it took and the commit.
+        In the order of the keys, each with its key, what was measured, the seconds that it took and the
+        commit.
     """
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be in the file
-    points = _unfinished(path, settings)
-    for key in keys:
-        if any(all(point[name] == value for name, value in key.items()) for point in points):
-            continue
-        start = time.perf_counter()
-        measured = measure(**key)
-        points.append({**key, **measured, "seconds": time.perf_counter() - start, "commit": COMMIT})
+    keys, points = list(keys), _unfinished(path, settings)
+    missing = [key for key in keys if not any(_is_at(key, point) for point in points)]
+    for key, measured in _measure_all(missing, measure, processes):
+        points.append({**key, **measured, "commit": COMMIT})
         write_results(
             path, {"complete": False, "settings": settings, "points": points, **provenance(seeds=seeds)}
         )
-    return points
+    return [point for key in keys for point in points if _is_at(key, point)]
+
+
+def _is_at(key: Point, point: Point) -> bool:
+    return all(point[name] == value for name, value in key.items())
+
+
+def _measure_all(
+    keys: Sequence[Point], measure: Callable[..., Point], processes: int
+) -> Iterator[tuple[Point, Point]]:
+    """Yield each key with what was measured, as it is."""
+    if processes == 1:
+        for key in keys:
+            yield key, _timed(measure, key)
+        return
+    with ProcessPoolExecutor(
+        processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
+    ) as pool:
+        jobs = {pool.submit(_timed, measure, key): key for key in keys}
+        try:
+            for job in as_completed(jobs):
+                yield jobs[job], job.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _timed(measure: Callable[..., Point], key: Point) -> Point:
+    start = time.perf_counter()
+    measured = measure(**key)
+    return {**measured, "seconds": time.perf_counter() - start}
 
 
 def _unfinished(path: Path, settings: dict[str, Any]) -> list[Point]:

@@ -1,21 +1,31 @@
-r"""Table 1, InvGAN's row: true bits per dimension of test images, beside the paper's revised metric.
+r"""Table 1: true bits per dimension of test images by every system, and the paper's revised metric.
 
-Every system learns from, and is scored on, images with uniform noise added to each level (``dequantize``), in
-their own size: of discrete values a density can be made as high as one likes, so a density fitted to the
-levels themselves has no meaningful bits. The noise of the test images has a generator of its own. The bits
-are those of :func:`invgan.likelihood.bits_per_dimension` with levels of width 1, of the densities that are
-normalised over all of R^D:
+**Images** keep their own size (28x28 for MNIST, not padded) and their levels, 0 to 255. All systems are
+scored on the same test images with the same uniform noise added to each level (``dequantize``, from a
+generator of its own): of discrete values a density can be made as high as one likes. In training the flows
+add such noise afresh at every step, which is part of them; InvGAN is given one draw. Flows take a logit
+between the lowest and the highest level, which it maps from 0.05 and 0.95, and go on in a straight line
+beyond, so theirs too are densities over all of R^D.
 
-- ``aggregate``, around the encoded training rows;
-- ``importance``, an estimate of ∫ p(x | z) p(z) dz, the density of the stochastic generator itself.
+**Bits** are those of :func:`invgan.likelihood.bits_per_dimension` with levels of width 1, of densities that
+are normalised over all of R^D; the logarithms of the determinants of every scaling and logit are in them:
+
+- a flow's ``exact`` log p; FFJORD's trace is estimated beyond 64 dimensions;
+- FlowVAE's ``bound``, with 64 draws: no fewer bits than the model's own;
+- InvGAN's ``aggregate``, around the encoded training rows;
+- InvGAN's ``importance``, an estimate of ∫ p(x | z) p(z) dz, the density of the stochastic generator itself.
 
 Eq. 4 (``riemannian``) is a density on a surface, and has none. The revised metric is taken at z = h(x) with
 pixels scaled to [−1, 1], as in the paper.
 
-The other systems' figures are quoted as the paper prints them (from FFJORD's and Flow-GAN's papers).
+**Published** figures are those that the paper prints (from FFJORD's and Flow-GAN's papers), whose models are
+larger and were trained for days.
 """
 
+import functools
 import math
+import os
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,6 +37,7 @@ from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 
 from invgan import data as named
+from invgan import density
 from invgan.detectors import InvGAN
 from invgan.errors import InputError, UnreliableEstimateWarning
 from invgan.experiments.common import provenance, write_figure, write_results
@@ -56,7 +67,7 @@ NOTES = (
 
 
 class Setting(NamedTuple):
-    """What a run consists of; None leaves a parameter to the system."""
+    """What a run consists of."""
 
     training_rows: int
     test_rows: int
@@ -64,22 +75,33 @@ class Setting(NamedTuple):
     """Test rows, the first ones, whose density is estimated by sampling."""
     n_samples: int
     max_steps: int | None
+    """Of every fit; None leaves them to the system."""
     seeds: tuple[int, ...]
+    hours: float | None = None
+    """Of training for all fits together, each of which gets as much; None: ``max_steps`` bounds them."""
 
 
 DIGITS = Setting(1297, 500, 500, 2000, None, (0, 1, 2))
 IMAGES = {
-    "cuda": Setting(50_000, 2000, 500, 1000, 20_000, (0,)),
-    "cpu": Setting(2000, 200, 32, 500, 300, (0,)),
+    "cuda": Setting(50_000, 2000, 500, 1000, None, (0,), hours=4.5),
+    "cpu": Setting(2000, 200, 32, 500, None, (0,), hours=0.5),
 }
 QUICK = Setting(300, 40, 20, 100, 20, (0,))
+PATIENCE = 10
+"""Validations, one every 100 steps, without a new best after which a rival's training ends."""
+PROBES = (100, 300)
+"""Steps of two short fits that tell what a step costs, validations included."""
 
 
 class Task(NamedTuple):
-    """Dequantised images, (n, C, H, W) float64."""
+    """What to learn from, and what is scored."""
 
+    levels: np.ndarray
+    """Training images, (n, C, H, W) uint8."""
     training: np.ndarray
+    """The same, dequantised, float64."""
     test: np.ndarray
+    """Test images, dequantised."""
 
 
 class Score(NamedTuple):
@@ -92,10 +114,24 @@ class Score(NamedTuple):
     diagnostics: dict[str, float] = {}  # noqa: RUF012  never changed
 
 
-System = Callable[[Task, Setting, int], Score]
+class System(NamedTuple):
+    """What is compared."""
+
+    fit: Callable[[Task, int | None, int], Any]
+    """Train on a task for at most so many steps (None: its default) with a seed; return the model."""
+    score: Callable[[Any, Task, Setting], Score]
+    published: str
+    """Whose printed figure it stands beside."""
 
 
-def run(*, quick: bool = False, out: Path = Path("results"), data: str = "digits") -> dict[str, Any]:
+def run(
+    *,
+    quick: bool = False,
+    out: Path = Path("results"),
+    data: str = "digits",
+    hours: float | None = None,
+    seeds: tuple[int, ...] | None = None,
+) -> dict[str, Any]:
     """Fit every system and score the test images; write ``table1-<data>.json``, and ``.png`` of the rows.
 
     A run that is cut off and started again goes on after the last fit that it wrote.
@@ -108,44 +144,48 @@ def run(*, quick: bool = False, out: Path = Path("results"), data: str = "digits
         Folder of the results.
     data : {"digits", "mnist", "cifar10", "imagenet32"}
         Other than the digits, at full size only on an accelerator.
+    hours : float, optional
+        Of training for all fits together. Each gets as much time: what a step of it costs is measured in two
+        short fits first, which come on top, and it trains for as many steps as there is time for. By default
+        the digits are trained until they stop to improve, images for 4.5 hours, half an hour on a CPU.
+    seeds : tuple of int, optional
+        Each splits, dequantises and trains anew; by default 0, 1 and 2 for the digits, 0 for images.
 
     Raises
     ------
     InputError
-        If ``data`` is none of these, or not at hand.
+        If ``data`` is none of these, or not at hand, or ``hours`` is not positive.
     """
     if data not in LEVELS:
         raise InputError(
             f"The 'data' parameter of table1 must be one of {', '.join(LEVELS)}. Got {data!r} instead."
         )
+    if hours is not None and not 0 < hours < math.inf:
+        raise InputError(f"The 'hours' parameter of table1 must be positive. Got {hours} instead.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     setting = QUICK if quick else DIGITS if data == "digits" else IMAGES[device]
+    if hours is not None and not quick:
+        setting = setting._replace(hours=hours)
+    if seeds is not None:
+        setting = setting._replace(seeds=seeds)
     reduced = not quick and data != "digits" and device == "cpu"
     dataset = named.load(data)
     n_dimensions = math.prod(dataset.X.shape[1:])
-
-    def measure(system: str, seed: int) -> Point:
-        score = SYSTEMS[system](make_task(dataset, setting, seed), setting, seed)
-        bits = {
-            name: bits_per_dimension(values, n_dimensions) for name, values in score.log_likelihood.items()
-        }
-        return {
-            "bits_per_dimension": {name: values.tolist() for name, values in bits.items()},
-            "revised": None if score.revised is None else score.revised.tolist(),
-            "diagnostics": score.diagnostics,
-        }
-
     path = out / f"table1-{data}.json"
     settings = {"data": data, "device": device, **setting._asdict()}
+    del settings["seeds"]  # the points have each its own: others can be added to an unfinished run
     keys = [{"system": system, "seed": seed} for system in SYSTEMS for seed in setting.seeds]
-    points = collect(path, settings, keys, measure, seeds=setting.seeds)
+    # The digits' networks are too small for more than one thread each.
+    processes = os.cpu_count() or 1 if data == "digits" and not quick else 1
+    measure = functools.partial(_measure, data, setting)
+    points = collect(path, settings, keys, measure, seeds=setting.seeds, processes=processes)
     spread = "standard deviation over seeds" if len(setting.seeds) > 1 else "standard error over images"
     results = {
         "title": f"Table 1, {data}: {setting.training_rows:,} training and {setting.test_rows:,} test images "
         f"of {n_dimensions:,} dimensions; mean ± {spread}",
         "table": {
-            "columns": ["density", "bits/dim", "revised metric, nats"],
-            "rows": [*_measured(points), *_quoted(data)],
+            "columns": ["density", "bits/dim", "revised metric, nats", "published", "training"],
+            "rows": [*_measured(points, data), _uniform(data)],
         },
         "notes": [*NOTES, f"Data: {dataset.note}"],
         "complete": True,
@@ -160,44 +200,121 @@ def run(*, quick: bool = False, out: Path = Path("results"), data: str = "digits
     return results
 
 
+def _measure(data: str, setting: Setting, system: str, seed: int) -> Point:
+    """Fit a system and score the test images."""
+    task = make_task(named.load(data), setting, seed)
+    fit, score, _ = SYSTEMS[system]
+    max_steps = setting.max_steps
+    if setting.hours is not None:
+        seconds = 3600 * setting.hours / (len(SYSTEMS) * len(setting.seeds))
+        max_steps = affordable_steps(lambda steps: fit(task, steps, seed), seconds)
+    start = time.perf_counter()
+    model = fit(task, max_steps, seed)
+    training_seconds = time.perf_counter() - start
+    found = score(model, task, setting)
+    bits = {
+        name: bits_per_dimension(values, task.test[0].size) for name, values in found.log_likelihood.items()
+    }
+    history = model.history_
+    return {
+        "bits_per_dimension": {name: values.tolist() for name, values in bits.items()},
+        "revised": None if found.revised is None else found.revised.tolist(),
+        "diagnostics": found.diagnostics,
+        "training": {
+            "max_steps": max_steps,
+            "steps": history.steps[-1],
+            "best_step": history.best_step,
+            "seconds": training_seconds,
+        },
+    }
+
+
+def affordable_steps(fit: Callable[[int], object], seconds: float) -> int:
+    """Count the steps that a fit has time for, from what two short fits take.
+
+    Parameters
+    ----------
+    fit : callable
+        Trains for so many steps.
+    seconds : float
+        The time that one fit shall take, what it does before and after its steps included.
+
+    Examples
+    --------
+    >>> affordable_steps(lambda steps: time.sleep(0.1 + steps / 1000), 1.1) in range(900, 1001)
+    True
+    """
+    few, more = PROBES
+    fit(few)  # once for the device, whose first steps are slow
+
+    def taken(steps: int) -> float:
+        start = time.perf_counter()
+        fit(steps)
+        return time.perf_counter() - start
+
+    first = taken(few)
+    per_step = max((taken(more) - first) / (more - few), 1e-6)
+    return max(few, int((seconds - first) / per_step) + few)
+
+
 def make_task(dataset: named.Dataset, setting: Setting, seed: int) -> Task:
     """Choose the images and dequantise them; where no part is for testing, the seed splits them."""
     order = np.random.default_rng([seed, 0]).permutation(len(dataset.X))
     training, rest = np.split(order, [setting.training_rows])
     test = dataset.X[rest] if dataset.X_test is None else dataset.X_test
     return Task(
+        dataset.X[training],
         dequantize(dataset.X[training], np.random.default_rng([seed, 1])),
         dequantize(test[: setting.test_rows], np.random.default_rng([seed, 2])),
     )
 
 
 def _invgan(preset: str | None) -> System:
-    def fit_and_score(task: Task, setting: Setting, seed: int) -> Score:
-        detector = InvGAN(preset=preset, max_steps=setting.max_steps, random_state=seed).fit(task.training)
-        with warnings.catch_warnings():  # how many are unreliable is in the results
-            warnings.simplefilter("ignore", UnreliableEstimateWarning)
-            sampled = detector.log_likelihood(
-                task.test[: setting.sampled_rows], "importance", n_samples=setting.n_samples
-            )
-        return Score(
-            {
-                "aggregate": detector.log_likelihood(task.test, "aggregate").values,
-                "importance": sampled.values,
-            },
-            revised_metric(detector, task.test),
-            {
-                "importance_reliable": float(sampled.diagnostics["reliable"].mean()),
-                "importance_median_effective_sample_size": float(
-                    np.median(sampled.diagnostics["effective_sample_size"])
-                ),
-            },
+    def fit(task: Task, max_steps: int | None, seed: int) -> InvGAN:
+        return InvGAN(preset=preset, max_steps=max_steps, random_state=seed).fit(task.training)
+
+    return System(fit, _score_invgan, "InvGAN")
+
+
+def _score_invgan(detector: InvGAN, task: Task, setting: Setting) -> Score:
+    with warnings.catch_warnings():  # how many are unreliable is in the results
+        warnings.simplefilter("ignore", UnreliableEstimateWarning)
+        sampled = detector.log_likelihood(
+            task.test[: setting.sampled_rows], "importance", n_samples=setting.n_samples
         )
+    return Score(
+        {
+            "aggregate": detector.log_likelihood(task.test, "aggregate").values,
+            "importance": sampled.values,
+        },
+        revised_metric(detector, task.test),
+        {
+            "importance_reliable": float(sampled.diagnostics["reliable"].mean()),
+            "importance_median_effective_sample_size": float(
+                np.median(sampled.diagnostics["effective_sample_size"])
+            ),
+        },
+    )
 
-    return fit_and_score
+
+def _rival(name: str) -> System:
+    def fit(task: Task, max_steps: int | None, seed: int) -> Any:
+        model = getattr(density, name)(max_steps=max_steps, patience=PATIENCE, random_state=seed)
+        return model.fit(task.levels)
+
+    def score(model: Any, task: Task, setting: Setting) -> Score:
+        kind = "bound" if name == "FlowVAE" else "exact"
+        return Score({kind: model.score_samples(task.test)})
+
+    return System(fit, score, name)
 
 
-SYSTEMS: dict[str, System] = {"InvGAN": _invgan(None), "InvGAN as in the paper": _invgan("paper")}
-"""What is compared; a system is one entry."""
+RIVALS = ("RealNVP", "Glow", "FFJORD", "MADE", "MAF", "FlowGAN", "FlowVAE")
+SYSTEMS: dict[str, System] = {
+    "InvGAN": _invgan(None),
+    "InvGAN as in the paper": _invgan("paper"),
+    **{name: _rival(name) for name in RIVALS},
+}
 
 
 def revised_metric(detector: InvGAN, images: np.ndarray) -> np.ndarray:
@@ -214,16 +331,28 @@ def revised_metric(detector: InvGAN, images: np.ndarray) -> np.ndarray:
 # The table and the figure
 
 
-def _measured(points: Sequence[Point]) -> list[list[str]]:
+def _measured(points: Sequence[Point], data: str) -> list[list[str]]:
     rows = []
-    for system in SYSTEMS:
-        runs = [point for point in points if point["system"] == system]
-        for density in runs[0]["bits_per_dimension"]:
-            values = [run["bits_per_dimension"][density] for run in runs]
-            rows.append([f"{system}, {density}", _mean_and_spread(values), ""])
+    for name, system in SYSTEMS.items():
+        runs = [point for point in points if point["system"] == name]
+        published = PAPER.get(system.published, {}).get(data)
+        training = _training([run["training"] for run in runs])
+        for kind in runs[0]["bits_per_dimension"]:
+            values = [run["bits_per_dimension"][kind] for run in runs]
+            figures = [_mean_and_spread(values), "", "" if published is None else f"{published:.2f}"]
+            rows.append([f"{name}, {kind}", *figures, training])
         if runs[0]["revised"] is not None:
-            rows.append([f"{system}, at h(x)", "", _mean_and_spread([run["revised"] for run in runs])])
+            revised = _mean_and_spread([run["revised"] for run in runs])
+            published = PAPER_REVISED.get(data)
+            rows.append(
+                [f"{name}, at h(x)", "", revised, "" if published is None else f"{published:.2f}", training]
+            )
     return rows
+
+
+def _training(runs: Sequence[dict[str, Any]]) -> str:
+    steps, seconds = (np.mean([run[key] for run in runs]) for key in ("steps", "seconds"))
+    return f"{steps:,.0f} steps, {seconds:,.0f} s"
 
 
 def _mean_and_spread(by_seed: Sequence[Sequence[float]]) -> str:
@@ -233,14 +362,9 @@ def _mean_and_spread(by_seed: Sequence[Sequence[float]]) -> str:
     return f"{means[0]:.3f} ± {np.std(by_seed[0], ddof=1) / math.sqrt(len(by_seed[0])):.3f}"
 
 
-def _quoted(data: str) -> list[list[str]]:
-    """What needs no measuring: the paper's figures, and the code that knows nothing."""
-    quoted = [
-        [f"{name} (paper)", f"{figures[data]:.2f}", ""] for name, figures in PAPER.items() if data in figures
-    ]
-    if data in PAPER_REVISED:
-        quoted.append(["InvGAN (paper)", "", f"{PAPER_REVISED[data]:.2f}"])
-    return [*quoted, [f"uniform over {LEVELS[data]} levels", f"{math.log2(LEVELS[data]):.3f}", ""]]
+def _uniform(data: str) -> list[str]:
+    """The code that knows nothing, which needs no measuring."""
+    return [f"uniform over {LEVELS[data]} levels", f"{math.log2(LEVELS[data]):.3f}", "", "", ""]
 
 
 def _figure(points: Sequence[Point]) -> Figure:

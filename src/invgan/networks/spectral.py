@@ -40,15 +40,20 @@ class SpectralNorm(nn.Module):
         super().__init__()
         self.layer = layer
         n_rows, n_columns = layer.weight.flatten(1).shape
-        self.register_buffer("left", torch.zeros(n_rows))
-        self.register_buffer("right", torch.zeros(n_columns))
+        self.register_buffer("left", layer.weight.new_zeros(n_rows))
+        self.register_buffer("right", layer.weight.new_zeros(n_columns))
 
     @torch.no_grad()
     def settle(self) -> None:
         """Set u and v to the leading singular vectors of the present weight."""
-        left, _, right = torch.linalg.svd(self.layer.weight.flatten(1).double(), full_matrices=False)
-        self.left.copy_(left[:, 0])
-        self.right.copy_(right[0])
+        matrix = self.layer.weight.flatten(1).double()
+        # The smaller Gram matrix has the same leading vector, at a fraction of a decomposition's cost.
+        tall = matrix if len(matrix) > len(matrix.T) else matrix.T
+        leading = torch.linalg.eigh(tall.T @ tall).eigenvectors[:, -1]
+        image = F.normalize(tall @ leading, dim=0)
+        left, right = (image, leading) if tall is matrix else (leading, image)
+        self.left.copy_(left)
+        self.right.copy_(right)
 
     def forward(self, inputs: Tensor) -> Tensor:
         weight = self.layer.weight

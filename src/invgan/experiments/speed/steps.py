@@ -27,8 +27,8 @@ def images(*, quick: bool) -> dict[str, Any]:
     precision = _precision_for(gan)
     plain = _plain_step(_paper_gan(IMAGE).to(DEVICE), rows.to(DEVICE))
     plain()
-    n_plain = 1 if quick else 5
-    ours, theirs = _alternate(gan, rows, precision, plain, n_plain, rounds=1 if quick else 6)
+    n_plain, rounds = (1, 1) if quick else (3, 2)
+    ours, theirs = _alternate(gan, rows, precision, plain, n_plain, rounds=rounds)
     operations = count_operations(lambda: _train(gan, rows, precision, n_steps=1))
     rates = matrix_rates(rounds=2 if quick else 7)
     kind = "bfloat16" if precision == "bf16-mixed" else "float32"
@@ -42,7 +42,7 @@ def images(*, quick: bool) -> dict[str, Any]:
         "operations_per_second": operations / ours,
         "matrix_rates": rates,
         "share_of_the_matrix_rate": operations / ours / rates[kind],
-        "where_the_time_goes": _profile(lambda: _train(gan, rows, precision, n_steps=1 if quick else 5)),
+        "where_the_time_goes": _profile(lambda: _train(gan, rows, precision, n_steps=1 if quick else 2)),
     }
 
 
