@@ -1,4 +1,4 @@
-"""Theorem 1, figure 3 and table 1: what they measure with, on cases whose answer is known, and quick runs."""
+"""Theorem 1, figure 3, table 1, the estimates: what they measure with, on known cases, and quick runs."""
 
 import gzip
 import json
@@ -15,10 +15,10 @@ from torch import nn
 
 from invgan import InvGAN, data
 from invgan.errors import InputError
-from invgan.experiments import figure3, table1, theorem1
+from invgan.experiments import estimates, figure3, table1, theorem1
 from invgan.experiments.points import collect
 from invgan.gan import GAN
-from invgan.likelihood import bits_per_dimension
+from invgan.likelihood import StochasticGenerator, bits_per_dimension
 from invgan.networks import RBFVariance
 
 RNG = np.random.default_rng(0)
@@ -330,3 +330,104 @@ def test_the_papers_figures_stand_beside_ours():
         "InvGAN (paper)",
         "uniform over 256 levels",
     ]
+
+
+# Estimates
+
+
+@pytest.mark.parametrize("with_missing", [False, True])
+def test_quadrature_of_a_linear_generator_is_its_gaussian(with_missing):
+    loadings, std = torch.from_numpy(RNG.normal(size=(6, 2))), torch.linspace(0.05, 0.5, 6).double()
+    f = StochasticGenerator(lambda z: z @ loadings.T + 1, lambda z: std.expand(len(z), 6))
+    rows = (
+        torch.from_numpy(RNG.normal(size=(5, 2))) @ loadings.T
+        + 1
+        + std * torch.from_numpy(RNG.normal(size=(5, 6)))
+    )
+    observed = torch.ones(5, 6, dtype=torch.bool)
+    if with_missing:
+        observed[1, :3] = observed[2, 1:] = observed[3] = False
+    covariance = loadings @ loadings.T + torch.diag(std**2)
+    found = estimates.quadrature(f, torch.where(observed, rows, math.nan), observed)
+    for value, row, known in zip(found, rows, observed, strict=True):
+        expected = 0.0
+        if known.any():
+            marginal = torch.distributions.MultivariateNormal(
+                torch.ones(int(known.sum())).double(), covariance[known][:, known]
+            )
+            expected = marginal.log_prob(row[known]).item()
+        assert value.item() == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("std", "message"),
+    [
+        (0.1, "a row's posterior lies beyond ±10: quadrature is for rows like the model's."),
+        (1e-5, "a row's posterior is too narrow for quadrature."),
+    ],
+)
+def test_quadrature_says_where_a_grid_will_not_do(std, message):
+    f = StochasticGenerator(lambda z: z, lambda z: torch.full_like(z, std))
+    rows = torch.full((1, 2), 100.0 if std == 0.1 else 0.3).double()
+    with pytest.raises(ArithmeticError) as error:
+        estimates.quadrature(f, rows)
+    assert str(error.value) == message
+
+
+def test_squares_of_pixels_are_averaged():
+    image = np.array([[[[0, 100, 7, 7], [200, 255, 7, 8]]]], np.uint8)
+    assert estimates._pool(image, 2).tolist() == [[[[139, 7]]]]  # 138.75 and 7.25
+    assert estimates._pool(image, 1).tolist() == image.tolist()
+
+
+def test_two_estimates_are_compared_in_standard_errors_where_both_are_reliable():
+    first = {"values": [0.0, 1.0, 9.0, 5.0], "standard_error": [0.3] * 4, "reliable": [True] * 3 + [False]}
+    second = {"values": [0.5, 1.0, 7.0, 2.0], "standard_error": [0.4] * 4, "reliable": [True] * 4}
+    assert estimates._agreement(first, second) == {
+        "rows_where_both_are_reliable": 3,
+        "of_these_within_2_standard_errors": pytest.approx(2 / 3),
+        "of_these_largest_in_standard_errors": pytest.approx(4),
+        "of_the_others_first_is_higher": 1,
+        "of_the_others_mean_difference": 3,
+    }
+
+
+def test_the_estimates_add_up(few_images, tmp_path, monkeypatch):
+    images = estimates.Images(40, 3, 1, 2, 20, (2,))
+    monkeypatch.setattr(
+        estimates,
+        "QUICK",
+        estimates.Setting(
+            4, 3, 300, 100, 20, 300, 4, images, images._replace(pooled=4, n_temperatures=(2, 3))
+        ),
+    )
+    result = estimates.run(quick=True, out=tmp_path)
+    found = written(tmp_path, "estimates")
+    known, learned, digits, mnist = found["points"]
+
+    truth = known["truth"]["mean"]
+    for name, estimate in known["estimates"].items():
+        assert estimate["mean"] + estimate["short_of_truth"]["mean"] == pytest.approx(truth, abs=1e-4), name
+        assert estimate["short_of_own"] == estimate["short_of_truth"]  # the generator is the true one
+    for name in ("importance", "importance, 300 draws", "ais, 4 temperatures"):
+        assert known["estimates"][name]["within_3_standard_errors"] == 1
+    for sigma in estimates.SIGMAS:
+        of_model = learned[sigma]["own"]["short_of_truth"]["mean"]
+        assert learned[sigma]["own"]["errors"][-1] == 0
+        for name, estimate in learned[sigma]["estimates"].items():
+            if name != "aggregate":
+                own = estimate["short_of_own"]["mean"]
+                assert estimate["short_of_truth"]["mean"] == pytest.approx(of_model + own, abs=1e-3), name
+
+    assert (digits["shape"], mnist["shape"]) == ([1, 8, 8], [1, 7, 7])
+    for point in (digits, mnist):
+        for name, estimate in point["estimates"].items():
+            assert estimate["mean"] == pytest.approx(np.mean(estimate["values"]), rel=1e-4)
+            bits = bits_per_dimension(estimate["mean"], math.prod(point["shape"]))
+            if name not in estimates.NO_DENSITIES:
+                assert estimate["bits_per_dimension"] == pytest.approx(bits, rel=1e-4)
+        ranks = np.array(point["spearman"]["matrix"])
+        np.testing.assert_array_equal(ranks, ranks.T)
+        assert np.diag(ranks) == pytest.approx(1)
+    assert list(mnist["estimates"])[-2:] == ["ais, 2 temperatures", "ais, 3 temperatures"]
+    assert {row[0] for row in result["table"]["rows"]} == {"known", "learned", "σ again", "digits", "MNIST"}

@@ -351,7 +351,7 @@ def _learned(setting: Setting) -> Point:
 
 def _fitted_around(codes: Tensor, residuals: Tensor) -> RBFVariance:
     """The variance network that InvGAN fits around encoded training rows by default."""
-    n_centers = min(256, len(codes))
+    n_centers = min(256, len(codes) // 4)
     variance = RBFVariance(2, residuals.shape[1], n_centers, max_std=10.0).double().requires_grad_(False)
     variance.fit_centers(codes, seed=SEED)
     variance.fit_weights(codes, residuals)
