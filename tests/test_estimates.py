@@ -221,15 +221,16 @@ def test_a_linear_generator_of_ones_own_has_the_likelihood_of_its_gaussian(linea
         assert (np.abs(found.values - expected) <= 4 * found.standard_error + 1e-6).all()  # 32 rows
 
 
-def test_doubtful_values_are_warned_of_and_marked(plane):
+@pytest.mark.parametrize(("method", "remedy"), [("importance", "n_samples"), ("ais", "n_temperatures")])
+def test_doubtful_values_are_warned_of_and_marked(plane, method, remedy):
     X = np.full((3, 4), 1e6)
     message = (
-        "importance: 3 of 3 values are not to be trusted, nor are their standard errors, because few draws "
+        f"{method}: 3 of 3 values are not to be trusted, nor are their standard errors, because few draws "
         "carry almost all of the weight; diagnostics['reliable'] is False for them. "
-        "Raise n_samples or n_starts."
+        f"Raise {remedy} or n_starts."
     )
     with pytest.warns(UnreliableEstimateWarning, match=f"^{re.escape(message)}$"):
-        found = plane.log_likelihood(X, "importance", n_samples=20)
+        found = plane.log_likelihood(X, method, n_samples=20, n_temperatures=1)
     assert not found.diagnostics["reliable"].any()
 
 

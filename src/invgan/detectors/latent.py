@@ -255,10 +255,11 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         found = self._log_likelihood(rows, method, Search(refine, n_starts, n_samples, n_temperatures))
         doubtful = ~found.diagnostics.get("reliable", np.ones(1, dtype=bool))
         if doubtful.any():
+            remedy = "n_temperatures" if method == "ais" else "n_samples"
             warnings.warn(
                 f"{method}: {doubtful.sum()} of {len(rows)} values are not to be trusted, nor are their "
                 "standard errors, because few draws carry almost all of the weight; diagnostics['reliable'] "
-                "is False for them. Raise n_samples or n_starts.",
+                f"is False for them. Raise {remedy} or n_starts.",
                 UnreliableEstimateWarning,
                 stacklevel=2,
             )
