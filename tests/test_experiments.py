@@ -254,12 +254,13 @@ def test_the_images_are_dequantised_and_split_by_the_seed():
     task, again, other = (table1.make_task(digits, table1.DIGITS, seed) for seed in (0, 0, 1))
     assert (len(task.training), len(task.test)) == (1297, 500)
     np.testing.assert_array_equal(task.test, again.test)
-    levels = np.floor(np.concatenate(task))
+    levels = np.floor(np.concatenate([task.training, task.test]))
+    np.testing.assert_array_equal(levels[: len(task.training)], task.levels)  # what the flows learn from
     sort = [np.sort(rows.reshape(len(rows), -1).astype(int).dot(range(64))) for rows in (levels, digits.X)]
     np.testing.assert_array_equal(*sort)  # each image once
     assert not np.array_equal(np.floor(task.test), np.floor(other.test))
     # Uniform noise: mean ½ and variance 1/12, of 32,000 values; that of training and test are others.
-    noise = [rows - np.floor(rows) for rows in task]
+    noise = [rows - np.floor(rows) for rows in (task.training, task.test)]
     assert noise[1].mean() == pytest.approx(0.5, abs=5 / math.sqrt(12 * noise[1].size))
     assert noise[1].var() == pytest.approx(1 / 12, rel=0.02)
     assert abs(np.corrcoef(noise[0][:500].ravel(), noise[1].ravel())[0, 1]) < 5 / math.sqrt(noise[1].size)
@@ -286,11 +287,15 @@ def test_an_unknown_set_is_refused(tmp_path):
 def test_table1_holds_the_estimators_bits_and_any_system(tmp_path, monkeypatch):
     D = 64
 
-    def uniform(task, setting, seed):
+    def uniform(model, task, setting):
         """The density of 17 levels that knows nothing: log2 17 bits per dimension."""
         return table1.Score({"uniform": np.full(len(task.test), -D * math.log(17))})
 
-    monkeypatch.setattr(table1, "SYSTEMS", {"InvGAN": table1.SYSTEMS["InvGAN"], "flat": uniform})
+    def untrained(task, max_steps, seed):
+        return SimpleNamespace(history_=SimpleNamespace(steps=[max_steps], best_step=0))
+
+    flat = table1.System(untrained, uniform, "MADE")
+    monkeypatch.setattr(table1, "SYSTEMS", {"InvGAN": table1.SYSTEMS["InvGAN"], "flat": flat})
     result = table1.run(quick=True, out=tmp_path)
     found = written(tmp_path, "table1-digits")
     ours, flat = found["points"]
@@ -306,7 +311,7 @@ def test_table1_holds_the_estimators_bits_and_any_system(tmp_path, monkeypatch):
     np.testing.assert_allclose(ours["revised"], table1.revised_metric(detector, task.test), rtol=1e-4)
     assert len(ours["bits_per_dimension"]["importance"]) == table1.QUICK.sampled_rows
 
-    rows = {name: (bits, revised) for name, bits, revised in result["table"]["rows"]}
+    rows = {name: (bits, revised) for name, bits, revised, *_ in result["table"]["rows"]}
     assert list(rows) == [
         "InvGAN, aggregate",
         "InvGAN, importance",
@@ -319,17 +324,32 @@ def test_table1_holds_the_estimators_bits_and_any_system(tmp_path, monkeypatch):
 
 
 def test_the_papers_figures_stand_beside_ours():
-    assert table1._quoted("mnist")[0] == ["RealNVP (paper)", "1.06", ""]
-    assert table1._quoted("mnist")[-2:] == [
-        ["InvGAN (paper)", "", "1.29"],
-        ["uniform over 256 levels", "8.000", ""],
+    training = {"steps": 20, "seconds": 1.0}
+    points = [
+        {
+            "system": name,
+            "bits_per_dimension": {"exact": [2.0, 4.0]},
+            "revised": [1.5, 1.5] if name.startswith("InvGAN") else None,
+            "training": training,
+        }
+        for name in table1.SYSTEMS
     ]
-    assert [name for name, *_ in table1._quoted("imagenet32")] == [
-        "RealNVP (paper)",
-        "Glow (paper)",
-        "InvGAN (paper)",
-        "uniform over 256 levels",
-    ]
+    rows = {row[0]: row[1:] for row in table1._measured(points, "mnist")}
+    assert rows["RealNVP, exact"] == ["3.000 ± 1.000", "", "1.06", "20 steps, 1 s"]
+    assert rows["InvGAN, exact"][2] == ""
+    assert rows["InvGAN, at h(x)"][1:3] == ["1.500 ± 0.000", "1.29"]
+    assert rows["FlowVAE, exact"][2] == ""  # not in the paper's table
+    assert table1._uniform("mnist")[:2] == ["uniform over 256 levels", "8.000"]
+
+
+def test_a_time_budget_is_kept_by_measuring_a_step(monkeypatch):
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(table1.time, "perf_counter", lambda: clock.now)
+
+    def fit(steps):
+        clock.now += 5 + 0.5 * steps
+
+    assert table1.affordable_steps(fit, seconds=1005) == 2000
 
 
 # Estimates
