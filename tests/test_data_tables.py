@@ -502,7 +502,7 @@ print(sum(len(block.X) for block in read_blocks(sys.argv[1])), peak() - before)
 def test_a_file_is_read_in_less_memory_than_it_has_bytes(tmp_path: Path, suffix: str) -> None:
     path, n_rows = tmp_path / f"t{suffix}", 2_000_000
     if suffix == ".csv":
-        n_rows = 1_000_000
+        n_rows = 1_500_000
         rows = np.random.default_rng(0).normal(size=(10_000, 10)).tolist()
         path.write_text(n_rows // len(rows) * "".join(f"{','.join(map(repr, row))}\n" for row in rows))
     elif suffix == ".npy":
