@@ -26,8 +26,8 @@ from invgan.training import Moved, Sample, Schedule, Trainable, Update
 
 INITIAL_ROWS = 1024
 """Training rows that activation normalisation starts from."""
-SMALLEST_CONVOLUTIONAL = 256
-"""Images of fewer values are treated as vectors."""
+LARGE_IMAGE = 256
+"""Images of fewer values are treated as vectors, and by smaller networks."""
 
 
 class FlowModel(Trainable):
@@ -158,12 +158,12 @@ class DensityEstimator(NeuralDetector):
 
     # ---------------------------------------------------------------- fitting
 
+    def _is_large_image(self) -> bool:
+        return len(self.data_shape_) == 3 and self._size() >= LARGE_IMAGE
+
     def _uses_convolutions(self) -> bool:
-        if len(self.data_shape_) == 1:
-            return False
         sides = self.data_shape_[1:]
-        large = min(sides) >= SMALLEST_SIDE and math.prod(self.data_shape_) >= SMALLEST_CONVOLUTIONAL
-        return large and not any(side % 2 for side in sides)
+        return self._is_large_image() and min(sides) >= SMALLEST_SIDE and not any(side % 2 for side in sides)
 
     def _size(self) -> int:
         return math.prod(self.data_shape_)

@@ -41,7 +41,7 @@ class MADE(DensityEstimator):
     n_layers : int, optional
         Hidden layers of the network, 2 by default.
     width : int, optional
-        Units of each, 128 by default, 1,024 for images.
+        Units of each, 128 by default, 1,024 for images of 256 values or more.
     learning_rate, max_steps, ...
         Those of :class:`~invgan.density.base.DensityEstimator`.
 
@@ -59,12 +59,8 @@ class MADE(DensityEstimator):
     """
 
     def _layers(self) -> list[Bijection]:
-        n_features = self._size()
-        width = self.width or (1024 if len(self.data_shape_) == 3 else 128)
-        return [
-            *self._flattened(),
-            autoregressive(n_features, 0, [width] * (self.n_layers or 2), spline=False),
-        ]
+        hidden = [self.width or (1024 if self._is_large_image() else 128)] * (self.n_layers or 2)
+        return [*self._flattened(), autoregressive(self._size(), 0, hidden, spline=False)]
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -106,7 +102,8 @@ class MAF(StackedFlow):
     n_layers : int, optional
         Autoregressive layers: 4 by default, 5 for images.
     width : int, optional
-        Units of both hidden layers of each network, 64 by default, 1,024 for images.
+        Units of both hidden layers of each network: 64 by default, 128 for images, 1,024 for those of 256
+        values or more.
     spline : bool, optional
         f: see :class:`StackedFlow`; False is the original.
     learning_rate, max_steps, ...
@@ -127,7 +124,8 @@ class MAF(StackedFlow):
 
     def _layers(self) -> list[Bijection]:
         image = len(self.data_shape_) == 3
-        n_layers, hidden = self.n_layers or (5 if image else 4), [self.width or (1024 if image else 64)] * 2
+        width = self.width or (1024 if self._is_large_image() else 128 if image else 64)
+        n_layers, hidden = self.n_layers or (5 if image else 4), [width] * 2
         stack = [
             autoregressive(self._size(), i, hidden, spline=self._uses_splines()) for i in range(n_layers)
         ]

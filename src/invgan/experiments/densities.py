@@ -22,6 +22,8 @@ N_ROWS = 20_000
 TABLES = ("adbench/44_Wilt", "adbench/19_landsat")
 """Continuous measurements, and 36 of 8 bits to which noise of a level's width is added."""
 GAUSSIANS = ("Gaussian", "Gaussian mixture")
+MODELS = (*GAUSSIANS, "MADE", "MAF", "RealNVP", "Glow", "FlowGAN", "FlowVAE", "FFJORD")
+"""The fastest first: of a run that is cut off most are there."""
 COMPONENTS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -47,9 +49,8 @@ def run(*, quick: bool = False, out: Path = Path("results"), seeds: tuple[int, .
         Each draws or splits the data and trains anew.
     """
     sets = TOYS[:1] + TABLES[:1] if quick else TOYS + TABLES
-    models = (*density.__all__, *GAUSSIANS)
     keys = [
-        {"dataset": name, "model": model, "seed": seed} for name in sets for model in models for seed in seeds
+        {"dataset": name, "model": model, "seed": seed} for model in MODELS for name in sets for seed in seeds
     ]
     path, settings = out / "densities.json", {"rows": N_ROWS, "quick": quick}
     measure = functools.partial(_measure, quick)
@@ -59,7 +60,7 @@ def run(*, quick: bool = False, out: Path = Path("results"), seeds: tuple[int, .
         "per row of real tables",
         "table": {
             "columns": ["model", *(_title(name) for name in sets)],
-            "rows": [[model, *(_cell(points, name, model) for name in sets)] for model in models],
+            "rows": [[model, *(_cell(points, name, model) for name in sets)] for model in MODELS],
         },
         "note": (
             "Sets in the plane: mean of log p_true − log p over new rows, ± its standard error; 0 is "
