@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from invgan.data.synthetic import generator, synthetic, true_log_likelihood
+from invgan.data.synthetic import generator, synthetic, true_log_density, true_log_likelihood
 
 WEIGHTS = torch.tensor([0.7, 1.3, -0.9, 1.9, 0.5, 1.1], dtype=torch.float64)
 
@@ -32,6 +32,20 @@ def test_likelihood_is_infinite_where_a_zero_weight_makes_the_surface_fold() -> 
     no_fourth = torch.tensor([1.0, 1, 1, 0, 1, 1], dtype=torch.float64)
     assert true_log_likelihood(torch.zeros(2, dtype=torch.float64), no_fourth).item() == math.inf
     assert true_log_likelihood(torch.ones(2, dtype=torch.float64), no_fourth).isfinite()
+
+
+def test_the_density_in_space_is_the_sum_over_a_grid_of_all_latents() -> None:
+    X, z = synthetic(2, weights=WEIGHTS.numpy(), noise_variance=0.04, random_state=0)
+    axis = torch.linspace(-5, 5, 501, dtype=torch.float64)
+    grid = torch.cartesian_prod(axis, axis)
+    prior = torch.distributions.Normal(0.0, 1.0).log_prob(grid).sum(1)
+    noise = torch.distributions.Normal(generator(grid, WEIGHTS), 0.2)
+    expected = [
+        (noise.log_prob(row).sum(1) + prior).logsumexp(0).item() + 2 * math.log(0.02)
+        for row in torch.from_numpy(X)
+    ]
+    found = true_log_density(X, z, weights=WEIGHTS.numpy(), noise_variance=0.04)
+    np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_without_noise_samples_lie_on_the_generator() -> None:

@@ -10,12 +10,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from scipy.stats import wasserstein_distance
+from scipy.stats import multivariate_normal, wasserstein_distance
 from torch import nn
 
 from invgan import InvGAN, data
 from invgan.errors import InputError
-from invgan.experiments import estimates, figure3, table1, theorem1
+from invgan.estimators import Split
+from invgan.experiments import densities, estimates, figure2, figure3, table1, theorem1
 from invgan.experiments.points import collect
 from invgan.gan import GAN
 from invgan.likelihood import StochasticGenerator, bits_per_dimension
@@ -350,6 +351,60 @@ def test_a_time_budget_is_kept_by_measuring_a_step(monkeypatch):
         clock.now += 5 + 0.5 * steps
 
     assert table1.affordable_steps(fit, seconds=1005) == 2000
+
+
+# Figure 2
+
+
+def test_a_constant_between_two_log_likelihoods_is_in_one_rmse_alone():
+    truth = RNG.normal(size=500)
+    error = np.where(np.arange(500) % 2, 0.5, -0.5)
+    found = figure2._compared(truth, truth + error + 3)
+    assert found["rmse_after_offset"] == pytest.approx(0.5)
+    assert found["rmse"] == pytest.approx(math.hypot(0.5, 3))
+    assert found["mean"] - found["true_mean"] == pytest.approx(3)
+    assert figure2._compared(truth, 2 * truth + 3)["spearman"] == 1
+
+
+def test_figure2s_rivals_see_their_rows_as_often_as_invgan(monkeypatch):
+    seen = {}
+
+    class Model:
+        def __init__(self, **parameters):
+            seen.update(parameters)
+
+        def fit(self, X):
+            seen["rows"] = X
+            return self
+
+        def score_samples(self, X):
+            return np.zeros(len(X))
+
+    monkeypatch.setitem(figure2.RIVALS, "FlowGAN", Model)
+    task = figure2._Task(np.zeros((figure2.N_ROWS, 6)), np.zeros((8000, 6)), np.zeros(8000), np.zeros(5000))
+    assert len(figure2._fit_rival("FlowGAN", 6000, 0, task)) == figure2.N_DENSITY_ROWS
+    epochs = 6000 * 256 / (figure2.N_ROWS - figure2.N_VALIDATION)
+    split = Split.draw(figure2.N_ROWS, 0)
+    assert seen["max_steps"] * seen["batch_size"] / len(split.training) == pytest.approx(epochs)
+    assert seen["rows"] is task.rows
+
+
+# Densities
+
+
+def test_the_densities_add_up_and_a_gaussian_is_its_formula(tmp_path, monkeypatch):
+    monkeypatch.setattr(densities, "MODELS", ("Gaussian", "MADE"))
+    monkeypatch.setattr(densities, "TABLES", ())
+    monkeypatch.setattr(densities.os, "cpu_count", lambda: 1)
+    result = densities.run(quick=True, out=tmp_path)
+    found = json.loads((tmp_path / "densities.json").read_text())
+    rows = densities._rows("two-moons", 0, quick=True)
+    for point in found["points"]:
+        assert point["log_density"] + point["short"] == pytest.approx(rows.truth.mean(), abs=1e-4)
+    normal = multivariate_normal(rows.train.mean(0), np.cov(rows.train.T, bias=True))
+    gaussian = found["points"][0]
+    assert gaussian["log_density"] == pytest.approx(normal.logpdf(rows.test).mean(), abs=1e-4)
+    assert result["table"]["rows"][0] == ["Gaussian", f"{gaussian['short']:.3f} ± {gaussian['error']:.3f}"]
 
 
 # Estimates
