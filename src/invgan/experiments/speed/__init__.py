@@ -4,17 +4,22 @@ On an accelerator, if there is one; the comparison with JAX needs the extra ``be
 otherwise idle machine.
 """
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from invgan.experiments.common import provenance, write_figure, write_results
+from invgan.experiments.points import collect
 from invgan.experiments.speed import growth, jacobians, steps
 
 
 def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
     """Measure Jacobians, training steps and growth; write ``speed.json`` and ``speed.png``.
+
+    An interrupted run goes on with the part that it was at.
 
     Parameters
     ----------
@@ -23,11 +28,13 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
     out : Path
         Folder of the results.
     """
-    jacobian = jacobians.run(quick=quick)
-    images = steps.images(quick=quick)
-    tables = steps.tables(quick=quick)
-    growing = growth.run(quick=quick)
+    settings = {"quick": quick, "threads": torch.get_num_threads()}
+    keys = [{"part": name} for name in _PARTS]
+    measure = functools.partial(_measure, quick=quick)
+    points = collect(out / "speed.json", settings, keys, measure, seeds=(0,))
+    jacobian, images, tables, growing = (point["found"] for point in points)
     results = {
+        "complete": True,
         "title": f"Speed on {torch.get_num_threads()} threads",
         "table": {
             "columns": ["what", "here", "against", "there", "ratio", "aim"],
@@ -47,6 +54,18 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
     write_results(out / "speed.json", results)
     write_figure(out / "speed.png", growth.figure(growing))
     return results
+
+
+_PARTS: dict[str, Callable[..., dict[str, Any]]] = {
+    "Jacobians": jacobians.run,
+    "steps on images": steps.images,
+    "steps on tables": steps.tables,
+    "growth": growth.run,
+}
+
+
+def _measure(part: str, *, quick: bool) -> dict[str, Any]:
+    return {"found": _PARTS[part](quick=quick)}
 
 
 def _jacobian_rows(found: dict[str, Any]) -> list[list[str]]:
@@ -76,8 +95,7 @@ def _jacobian_rows(found: dict[str, Any]) -> list[list[str]]:
 def _step_rows(images: dict[str, Any], tables: dict[str, Any]) -> list[list[str]]:
     seconds = images["seconds_per_step"]
     step, there = f"{1e3 * seconds:.0f} ms", f"{1e3 * images['plain_eager_float32_seconds_per_step']:.0f} ms"
-    rate = images["operations_per_second"]
-    matrix = rate / images["share_of_the_matrix_rate"]
+    rate, matrix = images["operations_per_second"], images["matrix_rate"]
     name = f"step on images, {images['precision']}"
     rows = [
         [name, step, "plain eager float32", there, f"{images['times_faster']:.1f}×", "≥ 3"],

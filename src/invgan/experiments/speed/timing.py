@@ -41,15 +41,11 @@ def count_operations(run: Callable[[], Any]) -> int:
     return counter.get_total_flops()
 
 
-def matrix_rates(*, rounds: int) -> dict[str, float]:
-    """Measure operations per second of 2048×2048 matrix products, by precision."""
+def matrix_rate(dtype: torch.dtype, *, rounds: int) -> float:
+    """Measure operations per second of 2048×2048 matrix products."""
     size = 2048
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        a, b = torch.randn(2, size, size, device=DEVICE).to(dtype).unbind()
-        seconds = take_turns({"product": partial(torch.mm, a, b)}, rounds=rounds)["product"]
-        rates[str(dtype).removeprefix("torch.")] = 2 * size**3 / seconds
-    return rates
+    a, b = torch.randn(2, size, size, device=DEVICE).to(dtype).unbind()
+    return 2 * size**3 / take_turns({"product": partial(torch.mm, a, b)}, rounds=rounds)["product"]
 
 
 @torch.no_grad()
