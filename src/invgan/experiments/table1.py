@@ -81,7 +81,7 @@ class Setting(NamedTuple):
     """Of training for all fits together, each of which gets as much; None: ``max_steps`` bounds them."""
 
 
-DIGITS = Setting(1297, 500, 500, 2000, None, (0, 1, 2))
+DIGITS = Setting(1297, 500, 500, 2000, None, (0,))
 IMAGES = {
     "cuda": Setting(50_000, 2000, 500, 1000, None, (0,), hours=4.5),
     "cpu": Setting(2000, 200, 32, 500, None, (0,), hours=0.5),
@@ -149,7 +149,7 @@ def run(
         short fits first, which come on top, and it trains for as many steps as there is time for. By default
         the digits are trained until they stop to improve, images for 4.5 hours, half an hour on a CPU.
     seeds : tuple of int, optional
-        Each splits, dequantises and trains anew; by default 0, 1 and 2 for the digits, 0 for images.
+        Each splits, dequantises and trains anew; by default 0 alone.
 
     Raises
     ------
