@@ -166,11 +166,12 @@ def by_hand(mixture, generator, n_neighbours=10):
         distance = (centers - centers[i]).norm(dim=1)
         distance[i] = math.inf
         nearest = distance.argsort()[: min(n_neighbours, n - 1)]
-        steps = codes[nearest] - codes[i]
-        sigma = steps.T @ steps / len(nearest)
         j = torch.autograd.functional.jacobian(lambda one: generator(one[None])[0], codes[i])
-        isotropic = mixture.noise_variance * torch.eye(n_features, dtype=torch.float64)
-        covariances.append(mixture.tangent_variance * j @ sigma @ j.T + isotropic)
+        steps = torch.cat([(codes[nearest] - codes[i]) @ j.T, centers[nearest] - centers[i]])
+        tangents = steps.T @ steps / len(steps)
+        unit = (distance[nearest[min(5, n - 1) - 1]] ** 2 / n_features).item()
+        noise = unit * torch.eye(n_features, dtype=torch.float64)
+        covariances.append(mixture.tangent_variance * tangents + mixture.noise_variance * noise)
     components = MultivariateNormal(centers, torch.stack(covariances))
     return MixtureSameFamily(Categorical(torch.ones(n, dtype=torch.float64)), components)
 
@@ -185,7 +186,7 @@ def test_the_aggregate_is_a_mixture_of_multivariate_normals(n, n_features):
 
 
 def test_the_aggregate_integrates_to_one_in_the_plane():
-    mixture = curved_mixture(30, 2, tangent_variance=0.2, noise_variance=0.1)
+    mixture = curved_mixture(30, 2, tangent_variance=0.2, noise_variance=1.0)
     side = torch.linspace(-20, 20, 301, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
     density = torch.cat([mixture.log_prob(block) for block in grid.split(20_000)]).exp()
@@ -248,13 +249,30 @@ def test_the_same_seed_gives_the_same_bandwidths():
     assert torch.equal(first.noise_variance, second.noise_variance)
 
 
-def test_bandwidths_grow_with_the_square_of_the_datas_unit():
+def test_bandwidths_have_no_unit_and_the_density_has_the_datas():
     mixture, generator = curved_mixture(), Curved(5)
     mixture.fit_bandwidths(seed=1)
     wide = TangentMixture(8 * mixture.centers, mixture.codes, lambda z: 8 * generator(z))
     wide.fit_bandwidths(seed=1)
-    assert wide.tangent_variance.item() == pytest.approx(mixture.tangent_variance.item(), rel=1e-6)
-    assert wide.noise_variance.item() == pytest.approx(64 * mixture.noise_variance.item(), rel=1e-6)
+    assert torch.allclose(wide.tangent_variance, mixture.tangent_variance, rtol=1e-6)
+    assert torch.allclose(wide.noise_variance, mixture.noise_variance, rtol=1e-6)
+    rows = random(10, 5, seed=9)
+    assert torch.allclose(wide.log_prob(8 * rows) + 5 * math.log(8), mixture.log_prob(rows), rtol=1e-6)
+
+
+def test_the_noise_is_as_wide_as_the_rows_are_apart():
+    # Two clusters far apart, one a copy of the other at a tenth of its size: so are the densities in them.
+    codes, generator = random(20, 2), Curved(3)
+    centers = generator(codes) + 0.1 * random(20, 3, seed=1)
+    far = torch.tensor([1e3, 0, 0], dtype=torch.float64)
+    # A generator without tangents: one of both sizes there is not.
+    both = TangentMixture(
+        torch.cat([centers, far + 0.1 * centers]), codes.repeat(2, 1), lambda z: 0 * z[:, [0] * 3]
+    )
+    both.set_bandwidths(tangent_variance=0.7, noise_variance=0.2)
+    rows = 0.3 * random(10, 3, seed=9)
+    here, there = both.log_prob(rows), both.log_prob(far + 0.1 * rows)
+    assert torch.allclose(there, here + 3 * math.log(10), rtol=1e-6)
 
 
 @pytest.mark.parametrize(

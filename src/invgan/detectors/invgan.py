@@ -62,7 +62,8 @@ class InvGAN(LatentDetector):
         Where σ's centres lie: k-means of prior draws, or of the encoded training rows with W fitted again
         after training; by default the preset's.
     n_centers : int, optional
-        Number K of σ's centres, at least d + 1 (Lemma 1).
+        Number K of σ's centres, at least d + 1 (Lemma 1). By default 256 ("paper": 64), but of the data's not
+        more than one for 8 training rows.
     generator, discriminator, inference : nn.Module, optional
         Your own networks instead of the preset's, all three or none: (n, d) → (n, \*data_shape),
         (n, \*data_shape) → (n, 1), (n, \*data_shape) → (n, d). They are copied, not changed.

@@ -40,6 +40,8 @@ CHEAP_METHODS = METHODS[:3]
 """Those that take no search for a mode: fast enough to score every row of a data set by."""
 PRIOR_DRAWS = 10_000
 """Latents drawn from the prior for k-means (line 3 of Algorithm 1: "a fixed number")."""
+ROWS_PER_CENTER = 8
+"""Training rows for each of σ's centres by default, at least: with fewer σ learns single rows' residuals."""
 MAX_COMPONENTS = 5000
 """Training rows that carry a component of the aggregate density, chosen at random where there are more."""
 SEARCH_BLOCK = 16
@@ -101,7 +103,8 @@ class LatentDetector(TransformerMixin, NeuralDetector):
                 f"σ needs latent_dim + 1 centres among them (Lemma 1). Got {self.latent_dim_} instead."
             )
         if self.n_centers is None:
-            return max(min(self._choice("n_centers"), most), least)
+            enough = most // ROWS_PER_CENTER if from_data else most
+            return max(min(self._choice("n_centers"), enough), least)
         if self.n_centers > most:
             raise InputError(
                 f"The 'n_centers' parameter of {name} must be at most {most}, the number of {points} that "

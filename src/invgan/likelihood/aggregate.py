@@ -1,7 +1,8 @@
-"""The density around encoded training rows: a mixture of Gaussians along the generator's tangents."""
+"""The density around encoded training rows: a mixture of Gaussians along the generator and the rows."""
 
 import itertools
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,9 +11,14 @@ from scipy.optimize import minimize
 from torch import Tensor, nn
 
 from invgan.geometry import LatentMap, jacobian
+from invgan.networks import steady_product
 
 N_NEIGHBOURS = 10
-"""Neighbouring rows whose codes say how far, and in which latent directions, the data extend around a row."""
+"""Neighbouring rows that say how far, and in which directions, the data extend around a row."""
+NEIGHBOUR_OF_SCALE = 5
+"""The neighbour whose distance is the unit of a row's noise."""
+SMALLEST_SCALE = 1e-4
+"""Least squared unit of a row's noise, as a share of the median one: among duplicates it would be zero."""
 N_FOLDS = 5
 """Folds of the cross-validation that chooses the bandwidths."""
 MAX_QUERIES = 1000
@@ -24,22 +30,23 @@ MAX_GRAM_VALUES = 2**24
 
 
 class TangentMixture(nn.Module):
-    r"""A normalised density with one Gaussian per training row, stretched along the learned tangents.
+    r"""A normalised density with one Gaussian per training row, stretched along the generator and the rows.
 
     .. math::
-        p(x) = \frac1n \sum_i N\bigl(x;\, c_i,\, s^2 J_i \Sigma_i J_i^\top + \tau^2 I\bigr),
-        \qquad J_i = J_g(h(c_i)), \qquad
-        \Sigma_i = \frac1k \sum_{j \in \mathcal{N}(i)} (z_j - z_i)(z_j - z_i)^\top
+        p(x) = \frac1n \sum_i N\bigl(x;\, c_i,\, s^2 T_i T_i^\top + \tau^2 \rho_i^2 I\bigr), \qquad
+        T_i = \frac{1}{\sqrt{2k}} \bigl[\,J_g(z_i)(z_j - z_i),\; c_j - c_i\,\bigr]_{j \in \mathcal{N}(i)}
 
-    A manifold Parzen estimate (Vincent and Bengio, 2002) with the tangents of the generator's metric: the
-    prior N(0, I) is replaced by the encoded training rows, over all of space and, by :math:`\Sigma_i`,
-    around each row. With the decomposition
-    :math:`J_i \Sigma_i J_i^\top = U S^2 U^\top` each component has the closed form
+    with :math:`z_i = h(c_i)`, the k rows nearest to :math:`c_i`, and :math:`\rho_i^2 = \|c_i - c_j\|^2 / D`
+    for the fifth of them. A manifold Parzen estimate (Vincent and Bengio, 2002): the prior N(0, I) is
+    replaced by the encoded training rows. Each component extends along the generator's surface, by the
+    tangents of Eq. 3, and along the rows around it, where the generator does not reach; across both its
+    noise is wide where rows are few (Breiman, Meisel and Purcell, 1977). With the decomposition
+    :math:`T T^\top = U S^2 U^\top` and :math:`\nu = \tau^2 \rho^2` it has the closed form
 
     .. math::
-        -2 \log N = \frac{\|r\|^2 - \sum_k (u_k \cdot r)^2}{\tau^2}
-        + \sum_k \Bigl[\frac{(u_k \cdot r)^2}{\tau^2 + s^2 S_k^2} + \log(\tau^2 + s^2 S_k^2)\Bigr]
-        + (D - K) \log \tau^2 + D \log 2\pi, \qquad r = x - c_i, \quad k = 1, \dots, K.
+        -2 \log N = \frac{\|r\|^2 - \sum_k (u_k \cdot r)^2}{\nu}
+        + \sum_k \Bigl[\frac{(u_k \cdot r)^2}{\nu + s^2 S_k^2} + \log(\nu + s^2 S_k^2)\Bigr]
+        + (D - K) \log \nu + D \log 2\pi, \qquad r = x - c_i, \quad k = 1, \dots, K.
 
     Parameters
     ----------
@@ -53,13 +60,13 @@ class TangentMixture(nn.Module):
     Examples
     --------
     >>> line = TangentMixture(
-    ...     torch.tensor([[0.0, 0.0], [3.0, 0.0]]),
+    ...     torch.tensor([[0.0, 0.0], [2.0, 0.0]]),
     ...     torch.tensor([[0.0], [1.0]]),
-    ...     lambda z: torch.cat([3 * z, 0 * z], 1),
+    ...     lambda z: torch.cat([2 * z, 0 * z], 1),
     ... )
-    >>> line.set_bandwidths(tangent_variance=1.0, noise_variance=1.0)  # N(c, diag(10, 1)) around both
-    >>> round(line.log_prob(torch.tensor([[1.5, 0.0]])).item(), 4)  # −log 2π − ½ log 10 − ½ 1.5²/10
-    -3.1017
+    >>> line.set_bandwidths(tangent_variance=1.0, noise_variance=0.5)  # N(c, diag(4 + 1, 1)): ρ² = 4 / 2
+    >>> round(line.log_prob(torch.tensor([[1.0, 0.0]])).item(), 4)  # −log 2π − ½ log 5 − ½ / 5
+    -2.7426
     """
 
     centers: Tensor
@@ -84,20 +91,32 @@ class TangentMixture(nn.Module):
         everything = torch.arange(len(self.centers), device=self.centers.device)
         parts = []
         for block in everything.split(JACOBIAN_BLOCK):
-            directions = _to_neighbours(block, everything, self.centers, self.codes)
-            parts.append(_tangents(self._along(block, directions), self.centers[block]))
-        basis, at_center, lengths = zip(*parts, strict=True)
-        return _Tangents(torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths))
+            near = _neighbours(block, everything, self.centers)
+            (vectors,) = self._vectors(block, [near])
+            parts.append(_tangents(vectors, self.centers[block], near.scale))
+        basis, at_center, lengths, scale = zip(*parts, strict=True)
+        return _Tangents(
+            torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths), _bounded(torch.cat(scale))
+        )
 
-    def _along(self, which: Tensor, directions: Tensor) -> Tensor:
-        """J V at the codes numbered ``which``, (b, d, k) → (b, D, k), in float64."""
+    def _vectors(self, which: Tensor, nears: "Sequence[_Neighbours]") -> list[Tensor]:
+        """T of the rows numbered ``which``, (b, D, 2k), in float64, for each choice of neighbours."""
         z = self.codes[which]
+        steps = [_to(self.codes, which, near) for near in nears]
+        widths = [each.shape[2] for each in steps]
+        # Derivatives are the dear part: each row's are taken once, for all the choices.
+        directions = torch.cat(steps, 2)
         if directions.shape[2] < z.shape[1]:
-            return jacobian(self._generator, z, directions=directions).double()
-        return jacobian(self._generator, z).double() @ directions.double()
+            along = jacobian(self._generator, z, directions=directions).double()
+        else:
+            along = jacobian(self._generator, z).double() @ directions.double()
+        return [
+            torch.cat([by_generator, _to(self.centers, which, near).double()], 2) / math.sqrt(2)
+            for by_generator, near in zip(along.split(widths, dim=2), nears, strict=True)
+        ]
 
     def set_bandwidths(self, *, tangent_variance: float, noise_variance: float) -> None:
-        """Set s² (no unit) and τ² (in squared units of the scaled data)."""
+        """Set s² and τ²; they have no unit."""
         self.tangent_variance.fill_(tangent_variance)
         self.noise_variance.fill_(noise_variance)
 
@@ -125,28 +144,25 @@ class TangentMixture(nn.Module):
         queries = [self.centers[order[fold::N_FOLDS][: MAX_QUERIES // N_FOLDS]] for fold in range(N_FOLDS)]
         parts: list[list[_Pairs]] = [[] for _ in range(N_FOLDS)]
         others = [(fold_of != fold).nonzero()[:, 0] for fold in range(N_FOLDS)]
-        # Derivatives are the dear part: each row's are taken once, for all the folds that it is in.
         for block in torch.arange(n, device=order.device).split(JACOBIAN_BLOCK):
-            directions = [_to_neighbours(block, rest, self.centers, self.codes) for rest in others]
-            widths = [each.shape[2] for each in directions]
-            along = self._along(block, torch.cat(directions, 2)).split(widths, dim=2)
-            for fold in range(N_FOLDS):
+            nears = [_neighbours(block, rest, self.centers) for rest in others]
+            for fold, (near, vectors) in enumerate(zip(nears, self._vectors(block, nears), strict=True)):
                 kept = fold_of[block] != fold
-                tangents = _tangents(along[fold][kept], self.centers[block[kept]])
-                parts[fold].append(_pairs(queries[fold], self.centers[block[kept]], tangents))
+                centers = self.centers[block[kept]]
+                tangents = _tangents(vectors[kept], centers, near.scale[kept])
+                parts[fold].append(_pairs(queries[fold], centers, tangents))
         pairs = [_joined(fold) for fold in parts]
 
         def loss(log_variances: np.ndarray) -> float:
             tangent, noise = np.exp(log_variances)
             return -torch.cat([_log_mixture(fold, tangent, noise) for fold in pairs]).mean().item()
 
-        # τ² is bounded relative to the data's own variance: duplicate rows would draw it to zero for ever.
-        spread = max(self.centers.var(0, correction=0).mean().item(), 1e-12)
-        bounds = np.log([(1e-3, 10.0), (1e-3 * spread, 10 * spread)])
+        # Bounded: duplicate rows, and rows that others are sums of, would draw τ² to zero for ever.
+        bounds = np.log([(1e-3, 10.0), (1e-3, 10.0)])
         grid = itertools.product(*(np.linspace(low, high, 6) for low, high in bounds))
         start = np.array(min(grid, key=lambda point: loss(np.array(point))))
         # Half a step of the grid, away from the nearer bound: SciPy's own first steps are a share of each
-        # coordinate, which for a logarithm depends on the data's unit and may be next to nothing.
+        # coordinate, which may be next to nothing.
         towards_middle = np.where(start > bounds.mean(1), -0.1, 0.1) * (bounds[:, 1] - bounds[:, 0])
         simplex = np.stack([start, start + towards_middle * [1, 0], start + towards_middle * [0, 1]])
         options = {"initial_simplex": simplex, "xatol": 0.05, "fatol": 1e-2}
@@ -159,12 +175,12 @@ class TangentMixture(nn.Module):
     def log_prob(self, rows: Tensor, *, observed: Tensor | None = None) -> Tensor:
         r"""Log-density of scaled, flattened rows, shape (m, D) → (m,), in nats.
 
-        Costs m·n·D·r multiplications, for n components of r tangents; with missing features, of which the
-        axes that are left are no longer orthogonal, m·n·D·r² and r×r determinants:
+        Costs m·n·D·r multiplications, for n components of r = 2k tangents; with missing features, of which
+        the axes that are left are no longer orthogonal, m·n·D·r² and r×r determinants:
 
         .. math::
-            \log\det(U_o \Lambda U_o^\top + \tau^2 I) = |o| \log \tau^2 + \log\det A, \qquad
-            A = I + \tau^{-2} \Lambda^{1/2} U_o^\top U_o \Lambda^{1/2}
+            \log\det(U_o \Lambda U_o^\top + \nu I) = |o| \log \nu + \log\det A, \qquad
+            A = I + \nu^{-1} \Lambda^{1/2} U_o^\top U_o \Lambda^{1/2}
 
         Parameters
         ----------
@@ -190,12 +206,20 @@ class TangentMixture(nn.Module):
         return torch.logsumexp(torch.cat(parts, 1), 1) - math.log(n)
 
 
+class _Neighbours(NamedTuple):
+    """The nearest of other rows, for b rows."""
+
+    rows: Tensor  # their numbers, b×k, the nearest first
+    scale: Tensor  # ρ², b: what the fifth's squared distance is per feature
+
+
 class _Tangents(NamedTuple):
-    """Principal axes of J Σ Jᵀ at every centre."""
+    """Principal axes of T Tᵀ at every centre, and the unit of the noise there."""
 
     basis: Tensor  # D×n·r: each centre's axes u, orthonormal, or zero where an axis has no length
     at_center: Tensor  # u·c, n×r
     lengths: Tensor  # S, n×r
+    scale: Tensor  # ρ², n
 
 
 class _Pairs(NamedTuple):
@@ -204,19 +228,26 @@ class _Pairs(NamedTuple):
     across: Tensor  # ‖r‖² − Σ (u·r)², m×n
     along: Tensor  # (u·r)², m×n×r
     lengths: Tensor  # S, n×r
+    scale: Tensor  # ρ², n
     n_features: int
 
 
-def _to_neighbours(which: Tensor, others: Tensor, centers: Tensor, codes: Tensor) -> Tensor:
-    """Root of Σ_i, (b, d, k): the codes of each row's nearest neighbours among ``others``, from its own."""
+def _neighbours(which: Tensor, others: Tensor, centers: Tensor) -> _Neighbours:
+    """Find the nearest of ``others`` to each row numbered ``which``, itself left out."""
     n_neighbours = min(N_NEIGHBOURS, len(others) - 1)
     squared = _squared_distances(centers[which], centers[others])
-    squared[which[:, None] == others] = torch.inf  # no row is its own neighbour
-    nearest = others[squared.topk(n_neighbours, largest=False).indices]  # b×k
-    return ((codes[nearest] - codes[which, None]) / n_neighbours**0.5).mT
+    squared[which[:, None] == others] = torch.inf
+    distance, nearest = squared.topk(n_neighbours, largest=False)
+    fifth = distance[:, min(NEIGHBOUR_OF_SCALE, n_neighbours) - 1]
+    return _Neighbours(others[nearest], fifth / centers.shape[1])
 
 
-def _tangents(tangents: Tensor, centers: Tensor) -> _Tangents:
+def _to(points: Tensor, which: Tensor, near: _Neighbours) -> Tensor:
+    """The steps from each point to its neighbours, over √k, (b, D, k): a root of their covariance."""
+    return ((points[near.rows] - points[which, None]) / near.rows.shape[1] ** 0.5).mT
+
+
+def _tangents(tangents: Tensor, centers: Tensor, scale: Tensor) -> _Tangents:
     """Principal axes of the given tangents (b, D, k) at their centres (b, D)."""
     # The k×k Gram matrix has the same spectrum; at D in the thousands it is the cheaper way to it.
     squared_lengths, axes = torch.linalg.eigh(tangents.mT @ tangents)
@@ -225,28 +256,37 @@ def _tangents(tangents: Tensor, centers: Tensor) -> _Tangents:
     direction = tangents @ axes / torch.where(present, length, 1)[:, None] * present[:, None]  # b×D×k
     at_center = torch.einsum("bd,bdk->bk", centers.double(), direction)
     basis = direction.transpose(0, 1).flatten(1)
-    return _Tangents(basis.to(centers), at_center.to(centers), (length * present).to(centers))
+    return _Tangents(basis.to(centers), at_center.to(centers), (length * present).to(centers), scale)
+
+
+def _bounded(scale: Tensor) -> Tensor:
+    """Keep the units of the noise from zero."""
+    positive = scale[scale > 0]
+    least = SMALLEST_SCALE * positive.median() if len(positive) else scale.new_ones(())
+    return scale.clamp_min(least)
 
 
 def _pairs(rows: Tensor, centers: Tensor, tangents: _Tangents) -> _Pairs:
     projected = (rows @ tangents.basis).view(len(rows), *tangents.at_center.shape)
-    along = (projected - tangents.at_center).square()
-    across = (_squared_distances(rows, centers) - along.sum(-1)).clamp_min(0)
-    return _Pairs(across, along, tangents.lengths, centers.shape[1])
+    along = projected.sub_(tangents.at_center).square_()  # the largest of all arrays: in its place
+    across = (_squared_distances(rows, centers) - along.sum(-1)).clamp_min_(0)
+    return _Pairs(across, along, tangents.lengths, tangents.scale, centers.shape[1])
 
 
-def _joined(parts: list[_Pairs]) -> _Pairs:
+def _joined(parts: Sequence[_Pairs]) -> _Pairs:
     """Pairs of the same rows with the components of all parts."""
-    across, along, lengths, (n_features, *_) = zip(*parts, strict=True)
-    return _Pairs(torch.cat(across, 1), torch.cat(along, 1), torch.cat(lengths), n_features)
+    across, along, lengths, scale, (n_features, *_) = zip(*parts, strict=True)
+    joined = torch.cat(across, 1), torch.cat(along, 1), torch.cat(lengths), _bounded(torch.cat(scale))
+    return _Pairs(*joined, n_features)
 
 
 def _log_mixture(pairs: _Pairs, tangent_variance: float, noise_variance: float) -> Tensor:
     """Log of the equally weighted mixture, shape (m,)."""
-    along_variance = noise_variance + tangent_variance * pairs.lengths.square()  # n×r
+    noise = noise_variance * pairs.scale  # n
+    along_variance = noise[:, None] + tangent_variance * pairs.lengths.square()  # n×r
     n_components, rank = along_variance.shape
-    quadratic = pairs.across / noise_variance + (pairs.along / along_variance).sum(-1)
-    log_det = along_variance.log().sum(-1) + (pairs.n_features - rank) * math.log(noise_variance)
+    quadratic = torch.einsum("mnr,nr->mn", pairs.along, 1 / along_variance).add_(pairs.across / noise)
+    log_det = along_variance.log().sum(-1) + (pairs.n_features - rank) * noise.log()
     log_density = -0.5 * (quadratic + log_det + pairs.n_features * math.log(2 * math.pi))  # m×n
     return torch.logsumexp(log_density, 1) - math.log(n_components)
 
@@ -261,24 +301,27 @@ def _log_marginal_components(
     noise_variance: float,
 ) -> Tensor:
     """Log-density of the observed features under the components numbered ``which``, m×b."""
-    rank = tangents.lengths.shape[1]
+    rank, noise = tangents.lengths.shape[1], noise_variance * tangents.scale[which]  # b
     centers, root = centers[which], tangent_variance**0.5 * tangents.lengths[which]  # b×D, b×r
     basis = tangents.basis.view(rows.shape[1], -1, rank)[:, which] * root  # D×b×r
     given = rows * observed
     projected = given @ basis.flatten(1) - observed @ (basis * centers.T[..., None]).flatten(1)
     projected = projected.view(len(rows), -1, rank)  # Λ^½ U_oᵀ r, m×b×r
     gram = observed @ (basis[..., None] * basis[..., None, :]).flatten(1)
-    gram = gram.view(len(rows), -1, rank, rank) / noise_variance
+    gram = gram.view(len(rows), -1, rank, rank) / noise[:, None, None]
     factor = torch.linalg.cholesky(gram + torch.eye(rank, dtype=gram.dtype, device=gram.device))
     white = torch.linalg.solve_triangular(factor, projected[..., None], upper=False)[..., 0]
-    squared = given.square().sum(1)[:, None] - 2 * given @ centers.T + observed @ centers.square().T
-    quadratic = (squared.clamp_min(0) - white.square().sum(2) / noise_variance).clamp_min(0) / noise_variance
+    squared = (
+        given.square().sum(1)[:, None]
+        - 2 * steady_product(given, centers)
+        + steady_product(observed, centers.square())
+    )
+    quadratic = (squared.clamp_min(0) - white.square().sum(2) / noise).clamp_min(0) / noise
     log_det = 2 * factor.diagonal(dim1=2, dim2=3).log().sum(2)
-    n_observed = observed.sum(1)[:, None]
-    return -0.5 * (quadratic + log_det + n_observed * math.log(2 * math.pi * noise_variance))
+    return -0.5 * (quadratic + log_det + observed.sum(1)[:, None] * (2 * math.pi * noise).log())
 
 
 def _squared_distances(rows: Tensor, centers: Tensor) -> Tensor:
     """‖x − c‖² of every pair, by its expansion: one matrix product."""
-    squared = rows.square().sum(1)[:, None] - 2 * rows @ centers.T + centers.square().sum(1)
+    squared = rows.square().sum(1)[:, None] - 2 * steady_product(rows, centers) + centers.square().sum(1)
     return squared.clamp_min(0)

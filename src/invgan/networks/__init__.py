@@ -4,7 +4,7 @@ from invgan.networks.convolutional import conv_encoder, conv_generator
 from invgan.networks.critics import Critic, build_critic
 from invgan.networks.mlp import mlp
 from invgan.networks.presets import Networks, build, default_latent_dim, initialize
-from invgan.networks.rbf import RBFVariance
+from invgan.networks.rbf import RBFVariance, steady_product
 from invgan.networks.spectral import SpectralNorm, settle, spectrally_normalized
 
 __all__ = [
@@ -21,4 +21,5 @@ __all__ = [
     "mlp",
     "settle",
     "spectrally_normalized",
+    "steady_product",
 ]

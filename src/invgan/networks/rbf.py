@@ -4,10 +4,21 @@ import warnings
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
+
+
+def steady_product(rows: Tensor, others: Tensor) -> Tensor:
+    """Multiply rows (m, k) by others (n, k) transposed, (m, n), each row alike wherever it stands.
+
+    Products of odd length round by a row's place in its block: a zero makes them even.
+    """
+    if rows.shape[-1] % 2:
+        rows, others = F.pad(rows, (0, 1)), F.pad(others, (0, 1))
+    return rows @ others.T
 
 
 class RBFVariance(nn.Module):
@@ -70,12 +81,13 @@ class RBFVariance(nn.Module):
     def kernels(self, z: Tensor) -> Tensor:
         """Return v(z), shape (n, K), each in (0, 1]."""
         # ‖z − c‖² by its expansion: it is a matrix product, and unlike cdist it has forward-mode derivatives.
-        squared = z.square().sum(-1, keepdim=True) - 2 * z @ self.centers.T + self.centers.square().sum(-1)
+        product = steady_product(z, self.centers)
+        squared = z.square().sum(-1, keepdim=True) - 2 * product + self.centers.square().sum(-1)
         return torch.exp(-self.rates * squared.clamp_min(0))
 
     def precision(self, z: Tensor) -> Tensor:
         """Return 1/σ²(z), shape (n, D)."""
-        return self.kernels(z) @ self.weight.square().T + self.precision_floor
+        return steady_product(self.kernels(z), self.weight.square()) + self.precision_floor
 
     def forward(self, z: Tensor) -> Tensor:
         """Return σ(z), shape (n, D), for latents of shape (n, d)."""
