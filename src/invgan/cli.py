@@ -41,7 +41,10 @@ EXPERIMENTS = {
     "digits": "ten runs on scikit-learn's digits, each digit abnormal in turn",
 }
 """Modules of ``invgan.experiments``, each with a ``run(quick=..., out=...)``; some take more."""
-BENCHMARKS = {"speed": "Jacobians, training steps and growth, beside the alternatives"}
+BENCHMARKS = {
+    "speed": "Jacobians, training steps and growth, beside the alternatives",
+    "adbench": "detection on ADBench's tables, beside other libraries' detectors; --systems",
+}
 """Like those above, on an otherwise idle machine."""
 
 # Usage errors have a class of their own that typer does not name; it is the base of one that it does.
@@ -439,12 +442,17 @@ def benchmark(
     benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help=f"{', '.join(BENCHMARKS)}.")],
     quick: QuickOption = False,
     out: ResultsOption = Path("results"),
+    systems: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Some systems, with commas between, for adbench.")
+    ] = None,
 ) -> None:
     """Measure this library beside the alternatives and show the results.
 
-    They are also written to a folder, with everything needed to repeat them.
+    They are also written to a folder, with everything needed to repeat them. A long run that is cut off goes
+    on where it was when the same command is given again.
     """
-    _run_experiment(benchmark, BENCHMARKS, quick, out, {})
+    options = {} if systems is None else {"systems": systems.split(",")}
+    _run_experiment(benchmark, BENCHMARKS, quick, out, options)
 
 
 def _run_experiment(

@@ -3,20 +3,19 @@
 The protocol is the demonstration's: half of the normal rows train, the rest and the abnormal digit test.
 """
 
+import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy.special import logsumexp
-from sklearn.ensemble import IsolationForest
-from sklearn.metrics import pairwise_distances
-from sklearn.neighbors import KernelDensity, NearestNeighbors
 
 from invgan import data
 from invgan.detectors import InvGAN
 from invgan.detectors.latent import CHEAP_METHODS
+from invgan.experiments import rivals
 from invgan.experiments.common import mean_and_std, provenance, write_results
+from invgan.experiments.rivals import Fit
 from invgan.metrics import detection_metrics
 
 
@@ -47,38 +46,14 @@ def digits_task(abnormal: int, *, seed: int) -> DigitsTask:
     )
 
 
-def nearest_neighbours(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    """Score by the negative mean distance to the five nearest training rows."""
-    return -NearestNeighbors(n_neighbors=5).fit(train).kneighbors(test)[0].mean(1)
-
-
-def kernel_density(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    """Score by a Gaussian kernel density whose bandwidth maximises the leave-one-out likelihood."""
-    squared = pairwise_distances(train, metric="sqeuclidean")
-    np.fill_diagonal(squared, np.inf)
-    n_features = train.shape[1]
-
-    def left_out_likelihood(bandwidth: float) -> float:
-        return (logsumexp(-squared / (2 * bandwidth**2), axis=1) - n_features * np.log(bandwidth)).mean()
-
-    # From far below the distance of neighbours, per coordinate, to far above it.
-    nearest = np.sqrt(np.median(squared.min(1)) / n_features) or 1.0
-    bandwidth = max(nearest * np.geomspace(0.1, 10, 41), key=left_out_likelihood)
-    # One leaf for all rows: over several, scikit-learn 1.9's sum loses its digits where densities are as low
-    # as 64 dimensions make them (AUROC 0.81 in place of 0.98 on these digits).
-    exact = KernelDensity(bandwidth=bandwidth, leaf_size=len(train))
-    return exact.fit(train).score_samples(test)
-
-
-def isolation_forest(train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    """Score by scikit-learn's isolation forest with its default settings."""
-    return IsolationForest(random_state=seed).fit(train).score_samples(test)
+def _fit_and_score(fit: Fit, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
+    return fit(train, seed)(test)
 
 
 RIVALS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
-    "kNN": nearest_neighbours,
-    "kernel density": kernel_density,
-    "Isolation Forest": isolation_forest,
+    "kNN": functools.partial(_fit_and_score, rivals.nearest_neighbours),
+    "kernel density": functools.partial(_fit_and_score, rivals.kernel_density),
+    "Isolation Forest": functools.partial(_fit_and_score, rivals.isolation_forest),
 }
 
 

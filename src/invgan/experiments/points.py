@@ -50,7 +50,7 @@ def collect(
         commit.
     """
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be in the file
-    keys, points = list(keys), _unfinished(path, settings)
+    keys, points = list(keys), unfinished(path, settings)
     missing = [key for key in keys if not any(_is_at(key, point) for point in points)]
     for key, measured in _measure_all(missing, measure, processes):
         points.append({**key, **measured, "commit": COMMIT})
@@ -89,8 +89,8 @@ def _timed(measure: Callable[..., Point], key: Point) -> Point:
     return {**measured, "seconds": time.perf_counter() - start}
 
 
-def _unfinished(path: Path, settings: dict[str, Any]) -> list[Point]:
-    """The points of an earlier run of the same settings that did not get to its end."""
+def unfinished(path: Path, settings: dict[str, Any]) -> list[Point]:
+    """Read the points of an earlier run of the same settings that did not get to its end."""
     earlier: Any = None
     with suppress(OSError, ValueError):  # no file yet, or none of ours: it will be replaced
         earlier = json.loads(path.read_text())
