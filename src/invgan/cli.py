@@ -40,6 +40,7 @@ EXPERIMENTS = {
     "estimates": "all estimates of log p(x) side by side, and beside the truth where it is known",
     "theorem1": "distance of what is learned to the noise-free distribution (section 3)",
     "densities": "density models on sets whose density is known, and on two tables",
+    "detectors": "every detector on four tables and the digits, beside simple references",
     "digits": "ten runs on scikit-learn's digits, each digit abnormal in turn",
 }
 """Modules of ``invgan.experiments``, each with a ``run(quick=..., out=...)``; some take more."""

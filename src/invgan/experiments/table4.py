@@ -22,7 +22,7 @@ from invgan import data, detectors
 from invgan.detectors.latent import CHEAP_METHODS
 from invgan.errors import UnreliableEstimateWarning
 from invgan.experiments.common import mean_and_std, provenance, write_results
-from invgan.experiments.digits import RIVALS
+from invgan.experiments.digits import RIVALS, standardize
 from invgan.experiments.points import Point, collect
 from invgan.metrics import detection_metrics, flag_top
 
@@ -115,7 +115,7 @@ def _measure(quick: bool, system: str, seed: int) -> Point:
     train = train[labels[train] == 0]
     start = time.perf_counter()
     if system in YARDSTICKS:
-        scores = {system: _score_by_yardstick(system, rows[train], rows[test], seed)}
+        scores = {system: RIVALS[system](*standardize(rows[train], rows[test]), seed)}
         fit_seconds = None
     else:
         detector = SYSTEMS[system](random_state=seed)
@@ -131,12 +131,6 @@ def _measure(quick: bool, system: str, seed: int) -> Point:
         },
         "fit_seconds": fit_seconds,
     }
-
-
-def _score_by_yardstick(name: str, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    mean, std = train.mean(0), train.std(0)
-    std[std == 0] = 1
-    return RIVALS[name]((train - mean) / std, (test - mean) / std, seed)
 
 
 def _scores(
