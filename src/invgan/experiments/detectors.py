@@ -95,6 +95,7 @@ def run(
     results = {
         "title": f"Each detector learns: AUROC, mean ± std over {len(seeds)} seed(s)",
         "table": table(points),
+        "cells": page_cells(points),
         "behind": (behind := gaps(points)),
         "notes": [
             "digits: the mean over the abnormal digit. fit, s: of the digits, on one core.",
@@ -130,6 +131,27 @@ def table(points: Sequence[Point]) -> dict[str, Any]:
     ]
     columns = [name.rpartition("_")[2] for name in by_set]
     return {"columns": ["detector", *columns, "fit, s"], "rows": [*rows, ["best published", *best, ""]]}
+
+
+def page_cells(points: Sequence[Point]) -> dict[str, list[str]]:
+    """Sum up each class for docs/detectors.md: AUROC on tables and on digits, and seconds to fit digits."""
+
+    def means(name: str, key: str, *, digits: bool) -> str:
+        by_kind: dict[str, list[float]] = {}
+        for point in points:
+            if point["system"].partition(",")[0] == name and (point["dataset"] in DIGITS) == digits:
+                by_kind.setdefault(point["system"], []).append(point[key])
+        places = 3 if key == "auroc" else 1
+        return " / ".join(f"{np.mean(values):.{places}f}" for values in by_kind.values())
+
+    return {
+        name: [
+            means(name, "auroc", digits=False),
+            means(name, "auroc", digits=True),
+            means(name, "fit_seconds", digits=True),
+        ]
+        for name in dict.fromkeys(system.partition(",")[0] for system in SYSTEMS)
+    }
 
 
 def gaps(points: Sequence[Point]) -> dict[str, float]:
