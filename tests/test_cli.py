@@ -704,8 +704,8 @@ def test_usage_mistakes(here, refused):
         "Invalid value for '--max-steps': "
     )
     assert refused("reproduce", "figure9") == (
-        "Invalid value: 'figure9' is none of figure2, table1, figure3, figure5, table4, estimates, theorem1, "
-        "densities, digits; try 'invgan reproduce --help'."
+        "Invalid value: 'figure9' is none of figure2, table1, figure3, figure5, table3, figure4, table4, "
+        "estimates, theorem1, densities, detectors, digits; try 'invgan reproduce --help'."
     )
     assert refused("benchmark", "sped") == (
         "Invalid value: 'sped' is none of speed; try 'invgan benchmark --help'."

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import json
 import re
 import shlex
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 from sklearn.datasets import load_breast_cancer
 
+from invgan import detectors
 from invgan.cli import main
 from invgan.estimators import neural
 
@@ -70,3 +72,16 @@ def test_every_command_of_the_readme_runs(tmp_path):
         "scores.csv",
         "report.html",
     }
+
+
+def test_the_detectors_page_has_them_all_with_figures_that_were_measured():
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]]
+        for line in (ROOT / "docs" / "detectors.md").read_text().splitlines()
+        if line.startswith("| `")
+    ]
+    rows = {row[0].strip("`"): row[-3:] for row in cells}
+    assert rows.keys() == set(detectors.__all__) - {"AnomalyDetector", "ImplicitLikelihood", "load"}
+    path = ROOT / "results" / "detectors.json"
+    measured = json.loads(path.read_text())["cells"] if path.exists() else {}
+    assert {name: row for name, row in rows.items() if any(row)} == measured

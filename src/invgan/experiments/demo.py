@@ -13,7 +13,8 @@ from invgan.data.scores import write_scores
 from invgan.detectors import InvGAN
 from invgan.detectors.latent import CHEAP_METHODS
 from invgan.errors import InputError
-from invgan.experiments.digits import RIVALS, digits_task
+from invgan.experiments.digits import digits_task
+from invgan.experiments.rivals import REFERENCES
 from invgan.metrics import detection_metrics
 from invgan.report import write_report
 from invgan.report.of_model import judge, likelihood_of, report_content
@@ -61,7 +62,7 @@ def run(
 
     compared = {f"InvGAN {method}": values for method, values in log_likelihoods.items()}
     train, test = (rows.reshape(len(rows), -1).astype(np.float64) for rows in (task.train, task.test))
-    compared |= {name: rival(train, test, seed) for name, rival in RIVALS.items()}
+    compared |= {name: fit(train, seed)(test) for name, fit in REFERENCES.items()}
     comparison = {name: detection_metrics(task.labels, scores) for name, scores in compared.items()}
 
     content = report_content(

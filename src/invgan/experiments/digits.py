@@ -3,8 +3,6 @@
 The protocol is the demonstration's: half of the normal rows train, the rest and the abnormal digit test.
 """
 
-import functools
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +11,8 @@ import numpy as np
 from invgan import data
 from invgan.detectors import InvGAN
 from invgan.detectors.latent import CHEAP_METHODS
-from invgan.experiments import rivals
 from invgan.experiments.common import mean_and_std, provenance, write_results
-from invgan.experiments.rivals import Fit
+from invgan.experiments.rivals import REFERENCES
 from invgan.metrics import detection_metrics
 
 
@@ -46,17 +43,6 @@ def digits_task(abnormal: int, *, seed: int) -> DigitsTask:
     )
 
 
-def _fit_and_score(fit: Fit, train: np.ndarray, test: np.ndarray, seed: int) -> np.ndarray:
-    return fit(train, seed)(test)
-
-
-RIVALS: dict[str, Callable[[np.ndarray, np.ndarray, int], np.ndarray]] = {
-    "kNN": functools.partial(_fit_and_score, rivals.nearest_neighbours),
-    "kernel density": functools.partial(_fit_and_score, rivals.kernel_density),
-    "Isolation Forest": functools.partial(_fit_and_score, rivals.isolation_forest),
-}
-
-
 def run(
     *, quick: bool = False, out: Path = Path("results"), seeds: tuple[int, ...] = (0, 1, 2)
 ) -> dict[str, Any]:
@@ -85,8 +71,8 @@ def run(
                 task.train.reshape(len(task.train), -1),
                 task.test.reshape(len(task.test), -1),
             )
-            for name, rival in RIVALS.items():
-                scores[name] = rival(flat_train.astype(float), flat_test.astype(float), seed)
+            for name, fit in REFERENCES.items():
+                scores[name] = fit(flat_train.astype(float), seed)(flat_test.astype(float))
             p_values = detector.p_values(task.test)
             runs.append(
                 {

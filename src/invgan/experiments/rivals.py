@@ -74,6 +74,14 @@ def local_outlier_factor(train: np.ndarray, seed: int) -> Score:
     return LocalOutlierFactor(novelty=True).fit(train).score_samples
 
 
+REFERENCES: dict[str, Fit] = {
+    "kNN": nearest_neighbours,
+    "kernel density": kernel_density,
+    "Isolation Forest": isolation_forest,
+}
+"""Detectors that stand beside every figure of this library's."""
+
+
 def pyod(name: str) -> Fit:
     """Score by one of PyOD's detectors with its default settings, seeded where it can be."""
 
