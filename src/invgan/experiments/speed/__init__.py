@@ -44,6 +44,7 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
         "training_images": images,
         "training_tables": tables,
         "growth": growing,
+        "parts": [{key: point[key] for key in ("part", "commit")} for point in points],
         "note": (
             "Rows of the slowest rivals are fewer; times are per row. Convolution rate: the generator's "
             "transposed convolutions alone, forward, each in its faster memory format."
