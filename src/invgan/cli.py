@@ -453,13 +453,18 @@ def benchmark(
     systems: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Some systems, with commas between, for adbench.")
     ] = None,
+    seeds: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="How many seeds, from 0 on, for adbench.")
+    ] = None,
 ) -> None:
     """Measure this library beside the alternatives and show the results.
 
     They are also written to a folder, with everything needed to repeat them. A long run that is cut off goes
     on where it was when the same command is given again.
     """
-    options = {} if systems is None else {"systems": systems.split(",")}
+    options: dict[str, Any] = {} if systems is None else {"systems": systems.split(",")}
+    if seeds is not None:
+        options["seeds"] = tuple(range(seeds))
     _run_experiment(benchmark, BENCHMARKS, quick, out, options)
 
 
