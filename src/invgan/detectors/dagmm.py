@@ -53,8 +53,9 @@ class DAGMM(ScorerDetector):
     Zong et al. (2018), "Deep autoencoding Gaussian mixture model for unsupervised anomaly detection", Eq. 1-7
     and section 4.3 (codes of 1 or 2, K = 2 or 4, λ = 0.1 and 0.005, an estimation network of ten tanh
     units with dropout 0.5). Open there: how Σ is kept invertible beyond the penalty λ₂ Σ 1/Σ_jj. Ours
-    has 1e-6 added to its diagonal. Relative errors explode next to x = 0, the mean of standardised rows:
-    there ‖x‖ counts as a tenth of √D.
+    has 1e-6 added to its diagonal. The penalty holds up coordinates, not directions: codes much wider than
+    the paper's fold onto a few (docs/detectors.md). Relative errors explode next to x = 0, the mean of
+    standardised rows: there ‖x‖ counts as a tenth of √D.
 
     Examples
     --------

@@ -79,7 +79,7 @@ def _figure(
     by_class: Mapping[str, Mapping[int, float]], points: Sequence[Point], classes: Sequence[str], data: str
 ) -> Figure:
     """Draw a group of bars for each class; a line on a bar is the standard deviation over seeds."""
-    figure = Figure(figsize=(2 + 0.9 * len(classes), 3.6), layout="constrained")
+    figure = Figure(figsize=(max(8, 2 + 0.9 * len(classes)), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(COLOURS)
     for place, (name, colour) in enumerate(COLOURS.items()):
