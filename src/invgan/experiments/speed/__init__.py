@@ -32,7 +32,8 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
     keys = [{"part": name} for name in _PARTS]
     measure = functools.partial(_measure, quick=quick)
     points = collect(out / "speed.json", settings, keys, measure, seeds=(0,))
-    jacobian, images, tables, growing = (point["found"] for point in points)
+    jacobian, images, tables, scoring, volumes = (point["found"] for point in points)
+    growing = scoring | volumes
     results = {
         "complete": True,
         "title": f"Speed on {torch.get_num_threads()} threads",
@@ -43,7 +44,7 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
         "jacobian": jacobian,
         "training_images": images,
         "training_tables": tables,
-        "growth": growing,
+        "growth": growing | {"units": growth.UNITS},
         "parts": [{key: point[key] for key in ("part", "commit")} for point in points],
         "note": (
             "Rows of the slowest rivals are fewer; times are per row. Convolution rate: the generator's "
@@ -61,7 +62,8 @@ _PARTS: dict[str, Callable[..., dict[str, Any]]] = {
     "Jacobians": jacobians.run,
     "steps on images": steps.images,
     "steps on tables": steps.tables,
-    "growth": growth.run,
+    "scoring of more rows": growth.scoring,
+    "volumes at larger d and D": growth.volumes,
 }
 
 

@@ -29,23 +29,30 @@ class Point(NamedTuple):
     """Peak memory beyond what was taken before the work began; of a whole process where rows grow."""
 
 
-def run(*, quick: bool) -> dict[str, Any]:
-    """Score ever more rows from a file; take log-volumes at ever larger d and D. Each in a fresh process."""
+def scoring(*, quick: bool) -> dict[str, Any]:
+    """Score ever more rows from a file, each size in a fresh process."""
     n_rows = (1_000, 10_000) if quick else (1_000, 10_000, 100_000, 1_000_000)
+    return {"rows": [point._asdict() for point in _scoring(n_rows, max_steps=20 if quick else 300)]}
+
+
+def volumes(*, quick: bool) -> dict[str, Any]:
+    """Take log-volumes at ever larger d and D, each size in a fresh process."""
     latent_dims = (2, 8, 32) if quick else (2, 8, 32, 128, 512)
     data_dims = (10, 100) if quick else (10, 100, 1_000, 12_288)
     return {
-        "rows": [point._asdict() for point in _scoring(n_rows, max_steps=20 if quick else 300)],
         "d": [_in_a_process(_log_volume, d, 1024)._replace(size=d)._asdict() for d in latent_dims],
         "d, Lanczos": [_in_a_process(_lanczos, d, 1024)._replace(size=d)._asdict() for d in latent_dims],
         "D": [_in_a_process(_log_volume, 16, dim)._replace(size=dim)._asdict() for dim in data_dims],
-        "units": {
-            "rows": f"invgan score of a Parquet file of {N_COLUMNS} columns, whole process",
-            "d": "log_volume of 64 rows, D = 1,024",
-            "d, Lanczos": "estimate_log_volume of 64 rows, D = 1,024",
-            "D": "log_volume of 64 rows, d = 16",
-        },
     }
+
+
+UNITS = {
+    "rows": f"invgan score of a Parquet file of {N_COLUMNS} columns, whole process",
+    "d": "log_volume of 64 rows, D = 1,024",
+    "d, Lanczos": "estimate_log_volume of 64 rows, D = 1,024",
+    "D": "log_volume of 64 rows, d = 16",
+}
+"""What is measured over the number of rows, d and D."""
 
 
 def figure(results: dict[str, Any]) -> Figure:
@@ -62,7 +69,7 @@ def figure(results: dict[str, Any]) -> Figure:
             sizes = [point["size"] for point in results[key]]
             for row, field in enumerate(("seconds", "megabytes")):
                 axes[row, column].plot(sizes, [point[field] for point in results[key]], style, label=label)
-        axes[0, column].set(xscale="log", yscale="log", title=results["units"][name].replace(", ", ",\n", 1))
+        axes[0, column].set(xscale="log", yscale="log", title=UNITS[name].replace(", ", ",\n", 1))
         # From zero, not logarithmic: whether memory grows is the question.
         axes[1, column].set(xlabel=name, ylim=(0, None))
         axes[0, column].yaxis.set_major_formatter("{x:g}")
