@@ -10,7 +10,8 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -25,7 +26,7 @@ from invgan.errors import InputError, TrainingDivergedError
 if TYPE_CHECKING:
     import numpy as np
 
-    from invgan.data import Images, Table
+    from invgan.data import Columns, Images, Infer, Table
     from invgan.data.scores import Scores
     from invgan.detectors import InvGAN
 
@@ -88,6 +89,12 @@ LabelOption = Annotated[
     str | None,
     typer.Option(
         metavar="COLUMN", help="Column that marks anomalies: 0 or false = normal, 1 or true = anomaly."
+    ),
+]
+NormalOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="VALUE", help="Value of the label that is normal, in place of 0; once for each such value."
     ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same result.")]
@@ -210,6 +217,11 @@ def fit(
         ),
     ],
     label: LabelOption = None,
+    normal: NormalOption = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column to leave out, now and of data to score; repeatable."),
+    ] = None,
     preset: Annotated[
         Preset | None, typer.Option(help="The paper's networks, loss and log-likelihood.")
     ] = None,
@@ -239,18 +251,21 @@ def fit(
 ) -> None:
     """Learn from DATA what normal rows look like.
 
+    In a .csv or .parquet table, text becomes categories, and missing values (empty, ?, NA, NaN) may stay.
     With --label, rows marked as anomalies are kept out. Training is saved to MODEL.checkpoint at intervals
     and on Ctrl-C: after an interruption, run the same command again and it continues from there.
     """
     _require_writable(out.parent, out)
     _require_replaceable(out)
+    from invgan.data import Infer, Table
     from invgan.detectors import InvGAN
     from invgan.estimators import MIN_ROWS
 
-    rows, is_anomaly = _read(data, label=label, min_rows=MIN_ROWS)
-    normal = rows.X if is_anomaly is None else rows.X[~is_anomaly]
-    if len(normal) < MIN_ROWS:
-        raise InputError(f"{data}: has {_count(len(normal), 'normal row')}, expected at least {MIN_ROWS}.")
+    columns = Infer(drop=tuple(drop or ()))
+    rows, is_anomaly = _read(data, label=label, normal=normal, min_rows=MIN_ROWS, columns=columns)
+    learned = rows.X if is_anomaly is None else rows.X[~is_anomaly]
+    if len(learned) < MIN_ROWS:
+        raise InputError(f"{data}: has {_count(len(learned), 'normal row')}, expected at least {MIN_ROWS}.")
 
     checkpoint = Path(f"{out}.checkpoint")
     detector = InvGAN(
@@ -259,6 +274,7 @@ def fit(
         method=method and method.value,
         max_steps=max_steps,
         learning_rate=learning_rate,
+        unskew=True,
         random_state=seed,
         device=device.value,
         checkpoint=checkpoint,
@@ -266,18 +282,23 @@ def fit(
         verbose=sys.stderr.isatty(),
     )
     try:
-        detector.fit(_named(normal, rows))
+        detector.fit(_named(learned, rows))
     except TrainingDivergedError:
         shutil.rmtree(checkpoint, ignore_errors=True)  # continuing from it would only diverge again
         raise
     except KeyboardInterrupt:
         saved = f"run the same command again to continue from {checkpoint}" if checkpoint.exists() else ""
         raise KeyboardInterrupt(saved) from None
+    if isinstance(rows, Table):
+        detector.columns_ = rows.columns
     detector.save(out)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
     left_out = "" if is_anomaly is None else f", without the {_count(is_anomaly.sum(), 'anomaly')} among them"
-    print(f"Fitted on {_count(len(normal), 'row')} of {data}{left_out}, and saved to {out}.")
+    print(f"Fitted on {_count(len(learned), 'row')} of {data}{left_out}, and saved to {out}.")
+    if isinstance(rows, Table) and rows.columns is not None:
+        for note in rows.columns.notes(learned):
+            print(note)
     if label is None and rows.y is not None and set(rows.y.tolist()) <= {0, 1}:
         print("The file also holds labels y; --label y would keep the rows marked 1 out of training.")
     _warn_without_threshold(detector)
@@ -315,11 +336,22 @@ def score(
     require_scores_type(out)
     _require_file_target(out, data)
     detector = _load(model)
-    written = write_scores(out, (_judge(detector, rows, data) for rows in read_blocks(data, label=label)))
+    unknown: defaultdict[str, set[str]] = defaultdict(set)
+
+    def judged() -> Iterator["Scores"]:
+        for rows in read_blocks(data, label=label, columns=_columns(detector)):
+            for column, values in getattr(rows, "unknown", {}).items():
+                unknown[column] |= values
+            yield _judge(detector, rows, data)
+
+    written = write_scores(out, judged())
     print(
         f"Flagged {written.anomalies:,} of {_count(written.rows, 'row')} "
         f"({written.anomalies / written.rows:.1%}) as anomalous; the scores are in {out}."
     )
+    for column, values in unknown.items():
+        found = ", ".join(sorted(values)[:5]) + (", …" if len(values) > 5 else "")
+        print(f"Column {column!r} has values that the model does not know, all treated alike: {found}.")
     _warn_without_threshold(detector)
 
 
@@ -333,6 +365,7 @@ def evaluate(
             metavar="COLUMN", help="Column that marks anomalies: 0 or false = normal, 1 or true = anomaly."
         ),
     ],
+    normal: NormalOption = None,
 ) -> None:
     """Measure how well MODEL finds the known anomalies in DATA.
 
@@ -341,7 +374,7 @@ def evaluate(
     from invgan.metrics import detection_metrics
 
     detector = _load(model)
-    rows, is_anomaly = _read(data, label=label)
+    rows, is_anomaly = _read(data, label=label, normal=normal, columns=_columns(detector))
     assert is_anomaly is not None
     if is_anomaly.all() or not is_anomaly.any():
         kind = "anomalies" if is_anomaly.all() else "normal rows"
@@ -364,6 +397,7 @@ def report(
         Path, typer.Option(metavar="REPORT", help="File for the report, .html; replaced if it exists.")
     ],
     label: LabelOption = None,
+    normal: NormalOption = None,
 ) -> None:
     """Write an HTML report on DATA as MODEL sees it.
 
@@ -374,7 +408,7 @@ def report(
     from invgan.report.of_model import report_content
 
     detector = _load(model)
-    rows, is_anomaly = _read(data, label=label)
+    rows, is_anomaly = _read(data, label=label, normal=normal, columns=_columns(detector))
     content = report_content(
         detector,
         _judge(detector, rows, data),
@@ -470,27 +504,60 @@ def _load(model: Path) -> "InvGAN":
     return cast("InvGAN", load(model))  # the only detector so far
 
 
-def _read(data: Path, *, label: str | None, min_rows: int = 1) -> "tuple[Table | Images, np.ndarray | None]":
+def _columns(detector: "InvGAN") -> "Columns | None":
+    """What the columns of a table to score must hold; None for a model of images."""
+    from invgan.data import Columns
+
+    if len(detector.data_shape_) > 1:
+        return None
+    if detector.columns_ is not None:
+        return detector.columns_
+    names = getattr(detector, "feature_names_in_", [f"x{i}" for i in range(detector.data_shape_[0])])
+    return Columns.of_numbers([str(name) for name in names])
+
+
+def _read(
+    data: Path,
+    *,
+    label: str | None,
+    normal: list[str] | None,
+    columns: "Columns | Infer | None",
+    min_rows: int = 1,
+) -> "tuple[Table | Images, np.ndarray | None]":
     """Read the data and, where a label says so, which rows are anomalies."""
     from invgan.data import read_data
 
-    rows = read_data(data, label=label, min_rows=min_rows)
+    if normal and label is None:
+        raise typer.BadParameter("--normal is for the values of --label; give both.")
+    rows = read_data(data, label=label, min_rows=min_rows, columns=columns)
     if label is None:
         return rows, None
     assert rows.y is not None
-    return rows, _anomalies(rows.y, f"{data}, label {label!r}")
+    return rows, _anomalies(rows.y, f"{data}, label {label!r}", normal)
 
 
-def _anomalies(y: "np.ndarray", place: str) -> "np.ndarray":
-    """Understand labels: 1 and true are anomalies, 0 and false are normal, anything else is a mistake."""
+def _anomalies(y: "np.ndarray", place: str, normal: list[str] | None) -> "np.ndarray":
+    """Understand labels: 1 and true are anomalies, 0 and false are normal, anything else is a mistake.
+
+    With values that are named as normal, all others are anomalies.
+    """
     import numpy as np
 
-    known = {"0": False, "false": False, "1": True, "true": True}
     values, positions = np.unique(y, return_inverse=True)
+    found = ", ".join(str(value)[:20] for value in values[:5]) + (", …" if len(values) > 5 else "")
+    if normal:
+        texts = [str(value) for value in values]
+        for value in normal:
+            if value not in texts:
+                raise InputError(f"{place}: found {found}; --normal {value} is none of them.")
+        return np.array([text not in normal for text in texts])[positions]
+    known = {"0": False, "false": False, "1": True, "true": True}
     meanings = [known.get(str(value).lower()) for value in values]
     if None in meanings:
-        found = ", ".join(str(value)[:20] for value in values[:5]) + (", …" if len(values) > 5 else "")
-        raise InputError(f"{place}: found {found}; expected 0 (normal) and 1 (anomaly), or false and true.")
+        raise InputError(
+            f"{place}: found {found}; expected 0 (normal) and 1 (anomaly), or false and true; "
+            "or say with --normal which value is normal."
+        )
     return np.array(meanings, dtype=bool)[positions]
 
 
@@ -515,23 +582,11 @@ def _judge(detector: "InvGAN", rows: "Table | Images", data: Path) -> "Scores":
 
 
 def _matched(detector: "InvGAN", rows: "Table | Images", data: Path) -> Any:
-    """Bring the rows to what the model was fitted on, columns by name where both have names."""
+    """Bring the rows to what the model was fitted on; a table's columns are matched as it is read."""
     import polars as pl
 
     found, expected = rows.X.shape[1:], detector.data_shape_
     known = getattr(detector, "feature_names_in_", None)
-    names = _own_names(rows)
-    if known is not None and names is not None:
-        for name in known:
-            if name not in names:
-                raise InputError(f"{data}: has no column {name!r}, which the model was fitted on; add it.")
-        for name in names:
-            if name not in known:
-                raise InputError(
-                    f"{data}: has the column {name!r}, which the model was not fitted on; drop it, or "
-                    f"leave it out with --label {name}."
-                )
-        return pl.DataFrame(rows.X, schema=names).select(list(known))
     if found != expected:
         raise InputError(
             f"{data}: has {_described(found)}, but the model was fitted on {_described(expected)}; "
