@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
@@ -455,6 +456,37 @@ def test_the_command_exits_with_its_code():
     )
 
 
+def test_the_threshold_is_chosen_when_rows_are_scored(here, capsys):
+    model = load("../model").set_threshold(0.3)
+    X = pl.DataFrame(rows()[0], schema=NAMES)
+    score = ("score", "../model", "../data.csv", "--label", "odd", "--out", "s.parquet")
+    assert main([*score, "--false-positive-rate", "0.3"]) == 0
+    flagged = pl.read_parquet("s.parquet")["is_anomaly"].to_numpy()
+    np.testing.assert_array_equal(flagged, model.predict(X) == -1)
+    assert main(["report", *score[1:-1], "r.html", "--false-positive-rate", "0.3"]) == 0
+    assert f"{model.offset_:.6g} nats" in Path("r.html").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", *score[1:-2], "--false-positive-rate", "0.3"]) == 0
+    assert f"12 of them anomalous; {flagged.sum()} flagged." in capsys.readouterr().out
+
+
+def test_false_discoveries_are_controlled_over_all_blocks(here, blocks, capsys):
+    X = np.vstack([rows(n=600)[0], 50 + rows(n=600)[0]])
+    write_csv("b.csv", X)
+    command = ("score", "../model", "b.csv", "--out", "s.parquet", "--fdr")
+    assert main([*command, "0.4"]) == 0
+    table = pl.read_parquet("s.parquet")
+    assert blocks == [512, 512, 200]
+    expected = scipy.stats.false_discovery_control(table["p_value"].to_numpy()) <= 0.4
+    np.testing.assert_array_equal(table["is_anomaly"], expected)
+    assert expected[-600:].all()
+    assert main([*command, "0.01"]) == 0
+    assert capsys.readouterr().out.endswith(
+        "19 calibration rows make no p-value smaller than 0.05: with more of them, or a higher --fdr, rows "
+        "might be flagged.\n"
+    )
+
+
 MESSY = """number,when,height,pet,fed,rare,name,empty,seven,twin
 {rows}"""
 
@@ -773,6 +805,18 @@ def test_a_checkpoint_of_other_settings_is_not_continued(here, refused, monkeypa
 
 
 def test_usage_mistakes(here, refused):
+    score = ("score", "../model", "../data.csv", "--out", "s.csv", "--label", "odd")
+    assert refused(*score, "--fdr", "0.1", "--false-positive-rate", "0.1") == (
+        "Invalid value: --fdr and --false-positive-rate are two ways to decide; give one; "
+        "try 'invgan score --help'."
+    )
+    assert refused(*score, "--fdr", "1") == (
+        "Invalid value: --fdr must be above 0 and below 1, not 1; try 'invgan score --help'."
+    )
+    assert refused(*score, "--false-positive-rate", "-1") == (
+        "Invalid value: --false-positive-rate must be at least 0 and below 1, not -1; "
+        "try 'invgan score --help'."
+    )
     assert refused("fit", "t.csv") == "Missing option '--out'; try 'invgan fit --help'."
     assert refused("fits").startswith("No such command 'fits'")
     assert refused("fit", "t.csv", "--out", "m", "--max-steps", "0").startswith(

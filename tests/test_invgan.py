@@ -12,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -874,3 +874,20 @@ def test_a_missing_value_is_taken_from_the_nearest_training_row_to_learn_from():
     completed = _completed(torch.from_numpy(X), np.arange(3))
     np.testing.assert_allclose(completed[3:], [[19, 3], [0, 1.1]], rtol=1e-12)
     np.testing.assert_array_equal(completed[:3], X[:3])
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.1])
+def test_p_values_of_real_normal_rows_are_valid_at_every_level(missing):
+    X = load_breast_cancer().data[load_breast_cancer().target == 1][:, :6]
+    levels = np.array([0.06, 0.1, 0.2, 0.5, 0.9])
+    shares = []
+    for draw in range(24):
+        rng = np.random.default_rng(draw)
+        part = rng.permutation(X)
+        part[rng.random(part.shape) < missing] = np.nan
+        detector = InvGAN(max_steps=1, unskew=True, random_state=draw).fit(part[:60])
+        shares.append((detector.p_values(part[60:])[:, None] <= levels).mean(0))
+    mean, error = np.mean(shares, 0), np.std(shares, 0, ddof=1) / len(shares) ** 0.5
+    assert (mean <= levels + 3 * error).all()
+    # And no more careful than 19 calibration rows make them: in expectation ⌊20 α⌋ / 20.
+    assert (mean >= np.floor(20 * levels + 1e-9) / 20 - 3 * error).all()

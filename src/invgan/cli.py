@@ -12,6 +12,7 @@ import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -95,6 +96,14 @@ NormalOption = Annotated[
     list[str] | None,
     typer.Option(
         metavar="VALUE", help="Value of the label that is normal, in place of 0; once for each such value."
+    ),
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--false-positive-rate",
+        metavar="RATE",
+        help="Share of normal rows that may be flagged; by default the model's, 0.05.",
     ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same result.")]
@@ -316,6 +325,14 @@ def score(
     label: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column to leave out, as it is not a feature.")
     ] = None,
+    false_positive_rate: RateOption = None,
+    fdr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Flag instead so that at most this share of the flagged rows is expected to be normal.",
+        ),
+    ] = None,
 ) -> None:
     """Score the rows of DATA with MODEL.
 
@@ -328,14 +345,18 @@ def score(
       log_prob       log p(x) in nats; higher = more normal
       anomaly_score  -log_prob; higher = more anomalous
       p_value        share of normal rows that look at least as unusual
-      is_anomaly     whether the row is flagged at the model's threshold
+      is_anomaly     whether the row is flagged, at the model's threshold or as options say
     """
     from invgan.data import read_blocks
     from invgan.data.scores import require_scores_type, write_scores
 
     require_scores_type(out)
     _require_file_target(out, data)
-    detector = _load(model)
+    if fdr is not None and false_positive_rate is not None:
+        raise typer.BadParameter("--fdr and --false-positive-rate are two ways to decide; give one.")
+    if fdr is not None and not 0 < fdr < 1:
+        raise typer.BadParameter(f"--fdr must be above 0 and below 1, not {fdr:g}.")
+    detector = _load(model, false_positive_rate)
     unknown: defaultdict[str, set[str]] = defaultdict(set)
 
     def judged() -> Iterator["Scores"]:
@@ -344,7 +365,7 @@ def score(
                 unknown[column] |= values
             yield _judge(detector, rows, data)
 
-    written = write_scores(out, judged())
+    written = write_scores(out, judged() if fdr is None else _discoveries(list(judged()), fdr))
     print(
         f"Flagged {written.anomalies:,} of {_count(written.rows, 'row')} "
         f"({written.anomalies / written.rows:.1%}) as anomalous; the scores are in {out}."
@@ -352,7 +373,14 @@ def score(
     for column, values in unknown.items():
         found = ", ".join(sorted(values)[:5]) + (", …" if len(values) > 5 else "")
         print(f"Column {column!r} has values that the model does not know, all treated alike: {found}.")
-    _warn_without_threshold(detector)
+    if fdr is None:
+        _warn_without_threshold(detector)
+    elif not written.anomalies:
+        print(
+            f"{_count(len(detector.calibration_scores_), 'calibration row')} make no p-value smaller than "
+            f"{1 / (1 + len(detector.calibration_scores_)):.2g}: with more of them, or a higher --fdr, rows "
+            "might be flagged."
+        )
 
 
 @app.command()
@@ -366,6 +394,7 @@ def evaluate(
         ),
     ],
     normal: NormalOption = None,
+    false_positive_rate: RateOption = None,
 ) -> None:
     """Measure how well MODEL finds the known anomalies in DATA.
 
@@ -373,7 +402,7 @@ def evaluate(
     """
     from invgan.metrics import detection_metrics
 
-    detector = _load(model)
+    detector = _load(model, false_positive_rate)
     rows, is_anomaly = _read(data, label=label, normal=normal, columns=_columns(detector))
     assert is_anomaly is not None
     if is_anomaly.all() or not is_anomaly.any():
@@ -398,6 +427,7 @@ def report(
     ],
     label: LabelOption = None,
     normal: NormalOption = None,
+    false_positive_rate: RateOption = None,
 ) -> None:
     """Write an HTML report on DATA as MODEL sees it.
 
@@ -407,7 +437,7 @@ def report(
     from invgan.report import write_report
     from invgan.report.of_model import report_content
 
-    detector = _load(model)
+    detector = _load(model, false_positive_rate)
     rows, is_anomaly = _read(data, label=label, normal=normal, columns=_columns(detector))
     content = report_content(
         detector,
@@ -498,10 +528,15 @@ def _run_experiment(
 # What goes in
 
 
-def _load(model: Path) -> "InvGAN":
+def _load(model: Path, false_positive_rate: float | None = None) -> "InvGAN":
     from invgan.detectors import load
 
-    return cast("InvGAN", load(model))  # the only detector so far
+    if false_positive_rate is not None and not 0 <= false_positive_rate < 1:
+        raise typer.BadParameter(
+            f"--false-positive-rate must be at least 0 and below 1, not {false_positive_rate:g}."
+        )
+    detector = cast("InvGAN", load(model))  # the only detector so far
+    return detector if false_positive_rate is None else detector.set_threshold(false_positive_rate)
 
 
 def _columns(detector: "InvGAN") -> "Columns | None":
@@ -579,6 +614,18 @@ def _judge(detector: "InvGAN", rows: "Table | Images", data: Path) -> "Scores":
     from invgan.report.of_model import judge
 
     return judge(detector, detector.score_samples(_matched(detector, rows, data)))
+
+
+def _discoveries(blocks: "list[Scores]", rate: float) -> "Iterator[Scores]":
+    """Decide anew about all rows together, as a false discovery rate takes all of their p-values."""
+    import numpy as np
+
+    from invgan.calibration import false_discovery_control
+
+    reported = false_discovery_control(np.concatenate([block.p_value for block in blocks]), rate)
+    ends = np.cumsum([len(block.p_value) for block in blocks])
+    for block, flags in zip(blocks, np.split(reported, ends[:-1]), strict=True):
+        yield replace(block, is_anomaly=flags)
 
 
 def _matched(detector: "InvGAN", rows: "Table | Images", data: Path) -> Any:
