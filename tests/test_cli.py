@@ -12,12 +12,14 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import scipy.stats
 from PIL import Image
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
 from invgan import InputError, InvGAN, artifact, cli, load
 from invgan.calibration import conformal_p_values
 from invgan.cli import main
+from invgan.data import Infer, read_table
 from invgan.data.scores import Scores, write_scores
 from invgan.detectors.latent import CHEAP_METHODS
 
@@ -197,11 +199,10 @@ def test_scores_in_blocks_are_those_of_all_rows_at_once(here, blocks, capsys, su
 @pytest.mark.parametrize("out", ["s.csv", "s.parquet"])
 def test_a_flaw_in_the_last_block_leaves_the_scores_of_before(here, blocks, refused, out):
     X, _ = rows(n=1100)
-    X[1099, 1] = np.nan
+    X[1099, 1] = np.inf
     write_csv("b.csv", X)
-    missing = "found 'NaN', a missing value; fill it in or drop the row."
     assert refused("score", "../model", "b.csv", "--out", out) == (
-        f"b.csv, row 1100 (line 1101), column 'b': {missing}"
+        "b.csv, row 1100 (line 1101), column 'b': found inf; replace it with a finite number."
     )
     Path(out).write_text("old")
     refused("score", "../model", "b.csv", "--out", out)
@@ -455,13 +456,105 @@ def test_the_command_exits_with_its_code():
     )
 
 
+def test_the_threshold_is_chosen_when_rows_are_scored(here, capsys):
+    model = load("../model").set_threshold(0.3)
+    X = pl.DataFrame(rows()[0], schema=NAMES)
+    score = ("score", "../model", "../data.csv", "--label", "odd", "--out", "s.parquet")
+    assert main([*score, "--false-positive-rate", "0.3"]) == 0
+    flagged = pl.read_parquet("s.parquet")["is_anomaly"].to_numpy()
+    np.testing.assert_array_equal(flagged, model.predict(X) == -1)
+    assert main(["report", *score[1:-1], "r.html", "--false-positive-rate", "0.3"]) == 0
+    assert f"{model.offset_:.6g} nats" in Path("r.html").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", *score[1:-2], "--false-positive-rate", "0.3"]) == 0
+    assert f"12 of them anomalous; {flagged.sum()} flagged." in capsys.readouterr().out
+
+
+def test_false_discoveries_are_controlled_over_all_blocks(here, blocks, capsys):
+    X = np.vstack([rows(n=600)[0], 50 + rows(n=600)[0]])
+    write_csv("b.csv", X)
+    command = ("score", "../model", "b.csv", "--out", "s.parquet", "--fdr")
+    assert main([*command, "0.4"]) == 0
+    table = pl.read_parquet("s.parquet")
+    assert blocks == [512, 512, 200]
+    expected = scipy.stats.false_discovery_control(table["p_value"].to_numpy()) <= 0.4
+    np.testing.assert_array_equal(table["is_anomaly"], expected)
+    assert expected[-600:].all()
+    assert main([*command, "0.01"]) == 0
+    assert capsys.readouterr().out.endswith(
+        "19 calibration rows make no p-value smaller than 0.05: with more of them, or a higher --fdr, rows "
+        "might be flagged.\n"
+    )
+
+
+MESSY = """number,when,height,pet,fed,rare,name,empty,seven,twin
+{rows}"""
+
+
+def messy(n, pet="cat"):
+    """Lines of a table with everything that real ones have."""
+    rng = np.random.default_rng(n)
+    lines = []
+    for i in range(n):
+        height = f"{rng.normal(170, 10):.1f}"
+        pets, known = ["dog", pet, "NA"], rng.random() < 0.8
+        twin = height if known else ""
+        lines.append(
+            f"{i},2024-01-{i % 28 + 1:02},{height if known else '?'},{pets[rng.integers(3)]},"
+            f"{['yes', 'No', ''][rng.integers(3)]},{np.exp(3 * rng.normal()):.6f},p{i},,7,{twin}"
+        )
+    return MESSY.format(rows="\n".join(lines)) + "\n"
+
+
+def test_a_messy_table_is_fitted_and_what_was_found_is_said_and_kept(here, capsys):
+    Path("t.csv").write_text(messy(60))
+    assert main(["fit", "t.csv", "--out", "m", "--drop", "when", *QUICK]) == 0
+    out = capsys.readouterr().out
+    assert "Left out, as it has no value: 'empty'.\n" in out
+    assert "Left out, as it holds a different text in every row: 'name'.\n" in out
+    assert "Constant, so that nothing is learned from it: 'seven'.\n" in out
+    assert "count twice: 'height' = 'twin'. Leave one out with --drop.\n" in out
+    assert (
+        "Column 'number' looks like a number of the row, which says nothing about it; "
+        "leave it out with --drop number.\n"
+    ) in out
+    model, table = load("m"), read_table("t.csv", columns=Infer(drop=("when",)))
+    assert list(model.feature_names_in_) == [
+        "number", "height", "pet=cat", "pet=dog", "fed", "rare", "seven", "twin"
+    ]  # fmt: skip
+    assert model.columns_ == table.columns
+    assert (model.scaling_.width > 0).tolist() == [False] * 5 + [True] + [False] * 2  # rare alone is skewed
+    n_missing = np.isnan(table.X).sum()
+    assert f"{n_missing} of {table.X.size} values are missing; a row is judged by those that it has.\n" in out
+
+    Path("new.csv").write_text(messy(20, pet="newt"))
+    assert main(["score", "m", "new.csv", "--out", "s.parquet"]) == 0
+    assert (
+        "Column 'pet' has values that the model does not know, all treated alike: newt.\n"
+        in capsys.readouterr().out
+    )
+    X = read_table("new.csv", columns=model.columns_).X
+    assert np.nanmax(X[:, 2]) == 0  # no cat
+    expected = model.log_likelihood(pl.DataFrame(X, schema=list(model.feature_names_in_))).values
+    np.testing.assert_array_equal(pl.read_parquet("s.parquet")["log_prob"], expected)
+    assert np.isfinite(expected).all()
+
+
+def test_arrhythmia_as_it_is(here, capsys):
+    path = Path(os.environ.get("INVGAN_DATA", "data")) / "arrhythmia" / "arrhythmia.csv"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    assert main(["fit", str(path), "--out", "m", "--label", "class", "--normal", "1", *QUICK]) == 0
+    assert f"Fitted on 245 rows of {path}, without the 207 anomalies among them" in capsys.readouterr().out
+    assert main(["evaluate", "m", str(path), "--label", "class", "--normal", "1"]) == 0
+    assert "452 rows, 207 of them anomalous;" in capsys.readouterr().out
+
+
 # What the user got wrong: one line, exit code 2, nothing changed
 
 
 GOOD = "0.1,0.2,0.3\n" * 12
 MISTAKES = {
-    f"1,2,NA\n{GOOD}": "row 1 (line 2), column 'c': found 'NA', a missing value; fill it in or drop the row.",
-    f"1,,2\n{GOOD}": "row 1 (line 2), column 'b': found no value; fill it in or drop the row.",
     f"1,2,-inf\n{GOOD}": "row 1 (line 2), column 'c': found -inf; replace it with a finite number.",
     f"1e30,2,3\n{GOOD}": "row 1 (line 2), column 'a': found 1e+30, above 1e+18 in size; rescale the column.",
     f"{GOOD}1,2,red\n": (
@@ -471,9 +564,7 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize(
-    ("cells", "message"), MISTAKES.items(), ids=["missing", "empty", "infinite", "huge", "text"]
-)
+@pytest.mark.parametrize(("cells", "message"), MISTAKES.items(), ids=["infinite", "huge", "text"])
 def test_bad_cells(here, refused, cells, message):
     Path("t.csv").write_text(f"a,b,c\n{cells}")
     assert refused("fit", "t.csv", "--out", "model") == f"t.csv, {message}"
@@ -501,9 +592,20 @@ def test_labels_that_cannot_be_used(here, refused):
     assert refused(*fit, "other") == (
         "t.csv: has no column 'other'; it has 'a', 'b', 'c', 'odd', 'kind', 'normal', 'all'."
     )
-    expected = "expected 0 (normal) and 1 (anomaly), or false and true."
+    expected = (
+        "expected 0 (normal) and 1 (anomaly), or false and true; or say with --normal which value is normal."
+    )
     assert refused(*fit, "kind") == f"t.csv, label 'kind': found 0, 1, 2; {expected}"
     assert refused(*fit, "normal") == f"t.csv, label 'normal': found -1, 1; {expected}"
+    assert refused(*fit, "kind", "--normal", "3") == (
+        "t.csv, label 'kind': found 0, 1, 2; --normal 3 is none of them."
+    )
+    assert refused("fit", "t.csv", "--out", "model", "--normal", "3") == (
+        "Invalid value: --normal is for the values of --label; give both; try 'invgan fit --help'."
+    )
+    assert refused("fit", "t.csv", "--out", "model", "--drop", "other") == (
+        "t.csv: has no column 'other' to drop; it has 'a', 'b', 'c', 'odd', 'kind', 'normal', 'all'."
+    )
     assert refused(*fit, "all") == "t.csv: has 0 normal rows, expected at least 10."
     write_csv("u.csv", X, all=np.ones(24, int), none=np.zeros(24, int))
     evaluate = ("evaluate", "../model", "u.csv", "--label")
@@ -527,6 +629,11 @@ def test_data_of_another_form_than_the_models(here, refused):
     assert refused(*score, "../data.csv") == (
         "../data.csv: has the column 'odd', which the model was not fitted on; drop it, or leave it out with "
         "--label odd."
+    )
+    Path("words.csv").write_text("a,b,c\n1,2,tall\n")
+    assert refused(*score, "words.csv") == (
+        "words.csv, row 1 (line 2), column 'c': found 'tall', expected a number; encode the text, drop the "
+        "column, or name it as the label."
     )
     np.save("two.npy", X[:, :2])
     assert refused(*score, "two.npy") == (
@@ -698,6 +805,18 @@ def test_a_checkpoint_of_other_settings_is_not_continued(here, refused, monkeypa
 
 
 def test_usage_mistakes(here, refused):
+    score = ("score", "../model", "../data.csv", "--out", "s.csv", "--label", "odd")
+    assert refused(*score, "--fdr", "0.1", "--false-positive-rate", "0.1") == (
+        "Invalid value: --fdr and --false-positive-rate are two ways to decide; give one; "
+        "try 'invgan score --help'."
+    )
+    assert refused(*score, "--fdr", "1") == (
+        "Invalid value: --fdr must be above 0 and below 1, not 1; try 'invgan score --help'."
+    )
+    assert refused(*score, "--false-positive-rate", "-1") == (
+        "Invalid value: --false-positive-rate must be at least 0 and below 1, not -1; "
+        "try 'invgan score --help'."
+    )
     assert refused("fit", "t.csv") == "Missing option '--out'; try 'invgan fit --help'."
     assert refused("fits").startswith("No such command 'fits'")
     assert refused("fit", "t.csv", "--out", "m", "--max-steps", "0").startswith(

@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import math
 import pickle
 import re
 
@@ -11,7 +12,7 @@ import polars as pl
 import pytest
 import torch
 from sklearn.base import clone
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -19,8 +20,9 @@ from torch import nn
 from torch.distributions import Normal
 
 import invgan
-from invgan import InputError, InvGAN, artifact, geometry
+from invgan import InputError, InvGAN, artifact, geometry, load
 from invgan.estimators import Split
+from invgan.estimators.base import _completed
 
 METHODS = ["aggregate", "joint", "riemannian"]
 FIRST_SEED = int(np.random.RandomState(0).randint(2**31 - 1))
@@ -573,10 +575,9 @@ def spoiled(value, row=3, column=2, n=40):
 
 
 BAD_ROWS = [
-    (spoiled(np.nan), "X has NaN in row 3, column 2: fill in missing values or leave the row out."),
     (
-        pd.DataFrame(spoiled(np.nan), columns=list("abcd")),
-        "X has NaN in row 3, column 'c': fill in missing values or leave the row out.",
+        pd.DataFrame(spoiled(np.inf), columns=list("abcd")),
+        "X has the value inf in row 3, column 'c': replace infinities or leave the row out.",
     ),
     (
         spoiled(-np.inf),
@@ -797,3 +798,96 @@ def test_read_only_and_strided_rows_are_scored_as_they_are(table):
     detector = copy.deepcopy(table)
     del detector.feature_names_in_
     assert np.array_equal(detector.score_samples(wide), expected)
+
+
+def skewed(n=150):
+    """A normal and a log-normal column that depend on each other."""
+    draws = np.random.default_rng(0).normal(size=(n, 2))
+    return np.c_[draws[:, 0], np.exp(draws[:, 0] + 1.5 * draws[:, 1])]
+
+
+@pytest.fixture(scope="module")
+def unskewed():
+    X = skewed()
+    X[::7, 0], X[3::11, 1] = np.nan, np.nan
+    return fitted(X, unskew=True)
+
+
+def test_an_unskewed_density_is_one_in_the_datas_own_units_and_a_missing_value_is_integrated_out(unskewed):
+    assert (unskewed.scaling_.width > 0).tolist() == [False, True]
+    # A grid that is dense where the log-normal column is.
+    grid = np.sinh(np.linspace(-14, 14, 20_001))
+    given = np.full_like(grid, 0.4)
+    along = np.exp(unskewed.score_samples(np.c_[given, grid]))
+    marginal = np.exp(unskewed.score_samples([[0.4, np.nan]]).item())
+    assert np.trapezoid(along, grid) == pytest.approx(marginal, rel=1e-4)
+    other = np.exp(unskewed.score_samples(np.c_[np.full_like(grid, np.nan), grid]))
+    assert np.trapezoid(other, grid) == pytest.approx(1, rel=1e-4)
+    assert unskewed.score_samples([[np.nan, np.nan]]).item() == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize("method", ["aggregate", "joint", "riemannian"])
+def test_an_unskewed_models_scores_change_with_the_unit_by_its_determinant(unskewed, method):
+    other = fitted(skewed() * [1.0, 1e4], unskew=True)
+    plain = fitted(skewed(), unskew=True)
+    ours = plain.log_likelihood(skewed()[:20], method).values
+    theirs = other.log_likelihood(skewed()[:20] * [1.0, 1e4], method).values
+    if method == "riemannian":  # along a curve in the plane the determinant depends on its direction
+        z = torch.from_numpy(other.transform(skewed()[:20] * [1.0, 1e4]))
+
+        def curve(z):
+            return other.scaling_.inverse(other.model_.generator(z))
+
+        def noise(z):
+            at = curve(z)
+            return other.model_.variance(z) / other.scaling_.log_derivative(at.detach()).exp()
+
+        tangents = [
+            torch.cat(
+                [
+                    torch.func.jacrev(curve)(point[None])[0, :, 0],
+                    torch.func.jacrev(noise)(point[None])[0, :, 0],
+                ]
+            )
+            for point in z
+        ]
+        gram = torch.stack([(J.mT @ J).det() for J in tangents])
+        prior = -0.5 * (z.square().sum(1) + z.shape[1] * math.log(2 * math.pi))
+        np.testing.assert_allclose(theirs, prior - 0.5 * gram.log(), rtol=1e-9)
+    else:
+        np.testing.assert_allclose(theirs, ours - math.log(1e4), rtol=1e-6)
+
+
+def test_rows_with_missing_values_are_learned_from_and_calibrated_with(unskewed, tmp_path):
+    X = skewed()
+    X[::7, 0] = np.nan
+    unskewed.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    np.testing.assert_array_equal(again.score_samples(X), unskewed.score_samples(X))
+    assert np.isfinite(unskewed.calibration_scores_).all()
+    draws = again.sample(200, random_state=0)
+    assert np.isfinite(draws).all()
+
+
+def test_a_missing_value_is_taken_from_the_nearest_training_row_to_learn_from():
+    X = np.array([[0.0, 1.0], [10.0, 2.0], [20.0, 3.0], [19.0, np.nan], [np.nan, 1.1]])
+    completed = _completed(torch.from_numpy(X), np.arange(3))
+    np.testing.assert_allclose(completed[3:], [[19, 3], [0, 1.1]], rtol=1e-12)
+    np.testing.assert_array_equal(completed[:3], X[:3])
+
+
+@pytest.mark.parametrize("missing", [0.0, 0.1])
+def test_p_values_of_real_normal_rows_are_valid_at_every_level(missing):
+    X = load_breast_cancer().data[load_breast_cancer().target == 1][:, :6]
+    levels = np.array([0.06, 0.1, 0.2, 0.5, 0.9])
+    shares = []
+    for draw in range(24):
+        rng = np.random.default_rng(draw)
+        part = rng.permutation(X)
+        part[rng.random(part.shape) < missing] = np.nan
+        detector = InvGAN(max_steps=1, unskew=True, random_state=draw).fit(part[:60])
+        shares.append((detector.p_values(part[60:])[:, None] <= levels).mean(0))
+    mean, error = np.mean(shares, 0), np.std(shares, 0, ddof=1) / len(shares) ** 0.5
+    assert (mean <= levels + 3 * error).all()
+    # And no more careful than 19 calibration rows make them: in expectation ⌊20 α⌋ / 20.
+    assert (mean >= np.floor(20 * levels + 1e-9) / 20 - 3 * error).all()

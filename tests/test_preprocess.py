@@ -3,12 +3,13 @@
 import math
 
 import pytest
+import scipy.stats
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.func import jacrev
 
-from invgan.preprocess import AffineScaling
+from invgan.preprocess import AffineScaling, UnskewedScaling
 
 
 def table(n=50, d=4, seed=0):
@@ -79,3 +80,45 @@ def test_the_state_is_the_whole_of_a_scaling():
     again = AffineScaling(state["shift"], state["scale"], (4,))
     assert torch.equal(again(table(seed=1)), fitted(table(seed=1)))
     assert again.log_abs_det == fitted.log_abs_det
+
+
+def skewed(n=400):
+    """A normal, a log-normal, a Cauchy and a two-valued column."""
+    draws = torch.Generator().manual_seed(1)
+    normal = torch.randn(n, 4, generator=draws, dtype=torch.float64)
+    return torch.stack(
+        [normal[:, 0], (2 * normal[:, 1]).exp(), normal[:, 1] / normal[:, 2], (normal[:, 3] > 1).double()], 1
+    )
+
+
+def test_only_skewed_and_heavy_tailed_columns_are_bent():
+    scaling = UnskewedScaling.standardize(skewed())
+    assert (scaling.width > 0).tolist() == [False, True, True, False]
+    u = scaling(skewed())
+    assert u.mean(0).abs().max() < 1e-9
+    assert (u.std(0, correction=0) - 1).abs().max() < 1e-9
+    assert abs(scipy.stats.skew(skewed()[:, 1])) > 5
+    assert abs(scipy.stats.skew(u[:, 1])) < 1
+
+
+def test_the_log_derivative_is_autodiffs_far_outside_too():
+    scaling = UnskewedScaling.standardize(skewed())
+    rows = torch.cat([skewed()[:20], torch.tensor([[1e3, -1e6, 1e9, 5.0], [-1e3, 1e12, -1e9, 0.0]])])
+    jacobian = torch.func.vmap(torch.func.jacrev(scaling))(rows)
+    expected = jacobian.diagonal(dim1=1, dim2=2).log()
+    torch.testing.assert_close(scaling.log_derivative(rows), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(scaling.inverse(scaling(rows)), rows, rtol=1e-9, atol=1e-9)
+
+
+def test_a_change_of_a_columns_unit_changes_nothing_but_the_derivative():
+    factors = torch.tensor([1e3, 1e-6, 7.0, 1.0], dtype=torch.float64)
+    scaling, other = UnskewedScaling.standardize(skewed()), UnskewedScaling.standardize(skewed() * factors)
+    torch.testing.assert_close(other(skewed() * factors), scaling(skewed()), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(
+        other.log_derivative(skewed() * factors), scaling.log_derivative(skewed()) - factors.log()
+    )
+
+
+def test_plain_scalings_derivatives_sum_to_their_determinant():
+    scaling = AffineScaling.standardize(skewed())
+    assert scaling.log_derivative(skewed()).sum().item() == pytest.approx(scaling.log_abs_det, rel=1e-12)

@@ -10,7 +10,9 @@ import shutil
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
@@ -25,7 +27,7 @@ from invgan.errors import InputError, TrainingDivergedError
 if TYPE_CHECKING:
     import numpy as np
 
-    from invgan.data import Images, Table
+    from invgan.data import Columns, Images, Infer, Table
     from invgan.data.scores import Scores
     from invgan.detectors import InvGAN
 
@@ -94,6 +96,20 @@ LabelOption = Annotated[
     str | None,
     typer.Option(
         metavar="COLUMN", help="Column that marks anomalies: 0 or false = normal, 1 or true = anomaly."
+    ),
+]
+NormalOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="VALUE", help="Value of the label that is normal, in place of 0; once for each such value."
+    ),
+]
+RateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--false-positive-rate",
+        metavar="RATE",
+        help="Share of normal rows that may be flagged; by default the model's, 0.05.",
     ),
 ]
 SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same result.")]
@@ -216,6 +232,11 @@ def fit(
         ),
     ],
     label: LabelOption = None,
+    normal: NormalOption = None,
+    drop: Annotated[
+        list[str] | None,
+        typer.Option(metavar="COLUMN", help="Column to leave out, now and of data to score; repeatable."),
+    ] = None,
     preset: Annotated[
         Preset | None, typer.Option(help="The paper's networks, loss and log-likelihood.")
     ] = None,
@@ -245,18 +266,21 @@ def fit(
 ) -> None:
     """Learn from DATA what normal rows look like.
 
+    In a .csv or .parquet table, text becomes categories, and missing values (empty, ?, NA, NaN) may stay.
     With --label, rows marked as anomalies are kept out. Training is saved to MODEL.checkpoint at intervals
     and on Ctrl-C: after an interruption, run the same command again and it continues from there.
     """
     _require_writable(out.parent, out)
     _require_replaceable(out)
+    from invgan.data import Infer, Table
     from invgan.detectors import InvGAN
     from invgan.estimators import MIN_ROWS
 
-    rows, is_anomaly = _read(data, label=label, min_rows=MIN_ROWS)
-    normal = rows.X if is_anomaly is None else rows.X[~is_anomaly]
-    if len(normal) < MIN_ROWS:
-        raise InputError(f"{data}: has {_count(len(normal), 'normal row')}, expected at least {MIN_ROWS}.")
+    columns = Infer(drop=tuple(drop or ()))
+    rows, is_anomaly = _read(data, label=label, normal=normal, min_rows=MIN_ROWS, columns=columns)
+    learned = rows.X if is_anomaly is None else rows.X[~is_anomaly]
+    if len(learned) < MIN_ROWS:
+        raise InputError(f"{data}: has {_count(len(learned), 'normal row')}, expected at least {MIN_ROWS}.")
 
     checkpoint = Path(f"{out}.checkpoint")
     detector = InvGAN(
@@ -265,6 +289,7 @@ def fit(
         method=method and method.value,
         max_steps=max_steps,
         learning_rate=learning_rate,
+        unskew=True,
         random_state=seed,
         device=device.value,
         checkpoint=checkpoint,
@@ -272,18 +297,23 @@ def fit(
         verbose=sys.stderr.isatty(),
     )
     try:
-        detector.fit(_named(normal, rows))
+        detector.fit(_named(learned, rows))
     except TrainingDivergedError:
         shutil.rmtree(checkpoint, ignore_errors=True)  # continuing from it would only diverge again
         raise
     except KeyboardInterrupt:
         saved = f"run the same command again to continue from {checkpoint}" if checkpoint.exists() else ""
         raise KeyboardInterrupt(saved) from None
+    if isinstance(rows, Table):
+        detector.columns_ = rows.columns
     detector.save(out)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
     left_out = "" if is_anomaly is None else f", without the {_count(is_anomaly.sum(), 'anomaly')} among them"
-    print(f"Fitted on {_count(len(normal), 'row')} of {data}{left_out}, and saved to {out}.")
+    print(f"Fitted on {_count(len(learned), 'row')} of {data}{left_out}, and saved to {out}.")
+    if isinstance(rows, Table) and rows.columns is not None:
+        for note in rows.columns.notes(learned):
+            print(note)
     if label is None and rows.y is not None and set(rows.y.tolist()) <= {0, 1}:
         print("The file also holds labels y; --label y would keep the rows marked 1 out of training.")
     _warn_without_threshold(detector)
@@ -301,6 +331,14 @@ def score(
     label: Annotated[
         str | None, typer.Option(metavar="COLUMN", help="Column to leave out, as it is not a feature.")
     ] = None,
+    false_positive_rate: RateOption = None,
+    fdr: Annotated[
+        float | None,
+        typer.Option(
+            metavar="RATE",
+            help="Flag instead so that at most this share of the flagged rows is expected to be normal.",
+        ),
+    ] = None,
 ) -> None:
     """Score the rows of DATA with MODEL.
 
@@ -313,20 +351,42 @@ def score(
       log_prob       log p(x) in nats; higher = more normal
       anomaly_score  -log_prob; higher = more anomalous
       p_value        share of normal rows that look at least as unusual
-      is_anomaly     whether the row is flagged at the model's threshold
+      is_anomaly     whether the row is flagged, at the model's threshold or as options say
     """
     from invgan.data import read_blocks
     from invgan.data.scores import require_scores_type, write_scores
 
     require_scores_type(out)
     _require_file_target(out, data)
-    detector = _load(model)
-    written = write_scores(out, (_judge(detector, rows, data) for rows in read_blocks(data, label=label)))
+    if fdr is not None and false_positive_rate is not None:
+        raise typer.BadParameter("--fdr and --false-positive-rate are two ways to decide; give one.")
+    if fdr is not None and not 0 < fdr < 1:
+        raise typer.BadParameter(f"--fdr must be above 0 and below 1, not {fdr:g}.")
+    detector = _load(model, false_positive_rate)
+    unknown: defaultdict[str, set[str]] = defaultdict(set)
+
+    def judged() -> Iterator["Scores"]:
+        for rows in read_blocks(data, label=label, columns=_columns(detector)):
+            for column, values in getattr(rows, "unknown", {}).items():
+                unknown[column] |= values
+            yield _judge(detector, rows, data)
+
+    written = write_scores(out, judged() if fdr is None else _discoveries(list(judged()), fdr))
     print(
         f"Flagged {written.anomalies:,} of {_count(written.rows, 'row')} "
         f"({written.anomalies / written.rows:.1%}) as anomalous; the scores are in {out}."
     )
-    _warn_without_threshold(detector)
+    for column, values in unknown.items():
+        found = ", ".join(sorted(values)[:5]) + (", …" if len(values) > 5 else "")
+        print(f"Column {column!r} has values that the model does not know, all treated alike: {found}.")
+    if fdr is None:
+        _warn_without_threshold(detector)
+    elif not written.anomalies:
+        print(
+            f"{_count(len(detector.calibration_scores_), 'calibration row')} make no p-value smaller than "
+            f"{1 / (1 + len(detector.calibration_scores_)):.2g}: with more of them, or a higher --fdr, rows "
+            "might be flagged."
+        )
 
 
 @app.command()
@@ -339,6 +399,8 @@ def evaluate(
             metavar="COLUMN", help="Column that marks anomalies: 0 or false = normal, 1 or true = anomaly."
         ),
     ],
+    normal: NormalOption = None,
+    false_positive_rate: RateOption = None,
 ) -> None:
     """Measure how well MODEL finds the known anomalies in DATA.
 
@@ -346,8 +408,8 @@ def evaluate(
     """
     from invgan.metrics import detection_metrics
 
-    detector = _load(model)
-    rows, is_anomaly = _read(data, label=label)
+    detector = _load(model, false_positive_rate)
+    rows, is_anomaly = _read(data, label=label, normal=normal, columns=_columns(detector))
     assert is_anomaly is not None
     if is_anomaly.all() or not is_anomaly.any():
         kind = "anomalies" if is_anomaly.all() else "normal rows"
@@ -370,6 +432,8 @@ def report(
         Path, typer.Option(metavar="REPORT", help="File for the report, .html; replaced if it exists.")
     ],
     label: LabelOption = None,
+    normal: NormalOption = None,
+    false_positive_rate: RateOption = None,
 ) -> None:
     """Write an HTML report on DATA as MODEL sees it.
 
@@ -379,8 +443,8 @@ def report(
     from invgan.report import write_report
     from invgan.report.of_model import report_content
 
-    detector = _load(model)
-    rows, is_anomaly = _read(data, label=label)
+    detector = _load(model, false_positive_rate)
+    rows, is_anomaly = _read(data, label=label, normal=normal, columns=_columns(detector))
     content = report_content(
         detector,
         _judge(detector, rows, data),
@@ -485,33 +549,71 @@ def _run_experiment(
 # What goes in
 
 
-def _load(model: Path) -> "InvGAN":
+def _load(model: Path, false_positive_rate: float | None = None) -> "InvGAN":
     from invgan.detectors import load
 
-    return cast("InvGAN", load(model))  # the only detector so far
+    if false_positive_rate is not None and not 0 <= false_positive_rate < 1:
+        raise typer.BadParameter(
+            f"--false-positive-rate must be at least 0 and below 1, not {false_positive_rate:g}."
+        )
+    detector = cast("InvGAN", load(model))  # the only detector so far
+    return detector if false_positive_rate is None else detector.set_threshold(false_positive_rate)
 
 
-def _read(data: Path, *, label: str | None, min_rows: int = 1) -> "tuple[Table | Images, np.ndarray | None]":
+def _columns(detector: "InvGAN") -> "Columns | None":
+    """What the columns of a table to score must hold; None for a model of images."""
+    from invgan.data import Columns
+
+    if len(detector.data_shape_) > 1:
+        return None
+    if detector.columns_ is not None:
+        return detector.columns_
+    names = getattr(detector, "feature_names_in_", [f"x{i}" for i in range(detector.data_shape_[0])])
+    return Columns.of_numbers([str(name) for name in names])
+
+
+def _read(
+    data: Path,
+    *,
+    label: str | None,
+    normal: list[str] | None,
+    columns: "Columns | Infer | None",
+    min_rows: int = 1,
+) -> "tuple[Table | Images, np.ndarray | None]":
     """Read the data and, where a label says so, which rows are anomalies."""
     from invgan.data import read_data
 
-    rows = read_data(data, label=label, min_rows=min_rows)
+    if normal and label is None:
+        raise typer.BadParameter("--normal is for the values of --label; give both.")
+    rows = read_data(data, label=label, min_rows=min_rows, columns=columns)
     if label is None:
         return rows, None
     assert rows.y is not None
-    return rows, _anomalies(rows.y, f"{data}, label {label!r}")
+    return rows, _anomalies(rows.y, f"{data}, label {label!r}", normal)
 
 
-def _anomalies(y: "np.ndarray", place: str) -> "np.ndarray":
-    """Understand labels: 1 and true are anomalies, 0 and false are normal, anything else is a mistake."""
+def _anomalies(y: "np.ndarray", place: str, normal: list[str] | None) -> "np.ndarray":
+    """Understand labels: 1 and true are anomalies, 0 and false are normal, anything else is a mistake.
+
+    With values that are named as normal, all others are anomalies.
+    """
     import numpy as np
 
-    known = {"0": False, "false": False, "1": True, "true": True}
     values, positions = np.unique(y, return_inverse=True)
+    found = ", ".join(str(value)[:20] for value in values[:5]) + (", …" if len(values) > 5 else "")
+    if normal:
+        texts = [str(value) for value in values]
+        for value in normal:
+            if value not in texts:
+                raise InputError(f"{place}: found {found}; --normal {value} is none of them.")
+        return np.array([text not in normal for text in texts])[positions]
+    known = {"0": False, "false": False, "1": True, "true": True}
     meanings = [known.get(str(value).lower()) for value in values]
     if None in meanings:
-        found = ", ".join(str(value)[:20] for value in values[:5]) + (", …" if len(values) > 5 else "")
-        raise InputError(f"{place}: found {found}; expected 0 (normal) and 1 (anomaly), or false and true.")
+        raise InputError(
+            f"{place}: found {found}; expected 0 (normal) and 1 (anomaly), or false and true; "
+            "or say with --normal which value is normal."
+        )
     return np.array(meanings, dtype=bool)[positions]
 
 
@@ -535,24 +637,24 @@ def _judge(detector: "InvGAN", rows: "Table | Images", data: Path) -> "Scores":
     return judge(detector, detector.score_samples(_matched(detector, rows, data)))
 
 
+def _discoveries(blocks: "list[Scores]", rate: float) -> "Iterator[Scores]":
+    """Decide anew about all rows together, as a false discovery rate takes all of their p-values."""
+    import numpy as np
+
+    from invgan.calibration import false_discovery_control
+
+    reported = false_discovery_control(np.concatenate([block.p_value for block in blocks]), rate)
+    ends = np.cumsum([len(block.p_value) for block in blocks])
+    for block, flags in zip(blocks, np.split(reported, ends[:-1]), strict=True):
+        yield replace(block, is_anomaly=flags)
+
+
 def _matched(detector: "InvGAN", rows: "Table | Images", data: Path) -> Any:
-    """Bring the rows to what the model was fitted on, columns by name where both have names."""
+    """Bring the rows to what the model was fitted on; a table's columns are matched as it is read."""
     import polars as pl
 
     found, expected = rows.X.shape[1:], detector.data_shape_
     known = getattr(detector, "feature_names_in_", None)
-    names = _own_names(rows)
-    if known is not None and names is not None:
-        for name in known:
-            if name not in names:
-                raise InputError(f"{data}: has no column {name!r}, which the model was fitted on; add it.")
-        for name in names:
-            if name not in known:
-                raise InputError(
-                    f"{data}: has the column {name!r}, which the model was not fitted on; drop it, or "
-                    f"leave it out with --label {name}."
-                )
-        return pl.DataFrame(rows.X, schema=names).select(list(known))
     if found != expected:
         raise InputError(
             f"{data}: has {_described(found)}, but the model was fitted on {_described(expected)}; "

@@ -1,13 +1,17 @@
 """Data: named sets, tables, images, and synthetic samples whose likelihood is known."""
 
+from invgan.data.columns import Column, Columns
 from invgan.data.images import Images, pad_images, read_images
 from invgan.data.named import Dataset, adbench_tables, load
 from invgan.data.synthetic import SyntheticSample, synthetic
-from invgan.data.tables import Table, read_blocks, read_data, read_table
+from invgan.data.tables import Infer, Table, read_blocks, read_data, read_table
 
 __all__ = [
+    "Column",
+    "Columns",
     "Dataset",
     "Images",
+    "Infer",
     "SyntheticSample",
     "Table",
     "adbench_tables",

@@ -1,5 +1,6 @@
 """What every reader checks before it takes memory, what every writer promises, and shared file formats."""
 
+import glob
 import math
 import os
 import secrets
@@ -7,6 +8,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import ModuleType
 from typing import IO, Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -14,6 +16,12 @@ import polars as pl
 import pyarrow.parquet
 
 from invgan.errors import InputError
+
+fcntl: ModuleType | None
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 # DEFLATE (gzip, npz) cannot pack tighter than this, so a larger claim is a lie.
 MAX_DEFLATE_RATIO = 1032
@@ -70,8 +78,11 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, what: str) -
     """Write a file that appears at `path` whole or not at all; `what` names it in the message."""
     partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
+        _sweep(path)
         try:
             with open(partial, "xb") as file:
+                if fcntl is not None:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 write(file)
                 file.flush()
                 os.fsync(file.fileno())
@@ -85,6 +96,19 @@ def write_whole(path: Path, write: Callable[[BinaryIO], object], *, what: str) -
             f"{path}: the {what} could not be written ({error.strerror or error}); "
             "choose a file in an existing folder that you may write to, on a disk with space left."
         ) from error
+
+
+def _sweep(path: Path) -> None:
+    """Remove what writers of this file left behind when they were killed.
+
+    A living writer holds a lock on its partial file, which the system takes from a dead one.
+    """
+    if fcntl is None:
+        return
+    for partial in path.parent.glob(f".{glob.escape(path.name)}.????????.partial"):
+        with suppress(OSError), partial.open("r+b") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            partial.unlink()
 
 
 def array_headers(path: Path) -> dict[str, ArrayHeader]:

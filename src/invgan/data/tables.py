@@ -1,16 +1,18 @@
-"""Numeric tables from CSV, Parquet and NumPy files."""
+"""Tables from CSV, Parquet and NumPy files, as numbers."""
 
 import csv
 import os
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import polars as pl
 
+from invgan.data.columns import LIMIT, MISSING, Columns, listed
 from invgan.data.files import (
     array_blocks,
     array_headers,
@@ -26,36 +28,53 @@ from invgan.data.files import (
 from invgan.data.images import Images, holds_images, read_images
 from invgan.errors import InputError
 
-# The square of a larger value, summed over a few hundred columns, overflows float32.
-LIMIT = 1e18
 BLOCK_CELLS = 2**19
 """Numbers in a block of rows, 4 MiB of them, whatever the number of columns."""
 BLOCK_ROWS = 512
 """A block has a multiple of so many rows, and so fills the smaller blocks in which it is scored."""
 CSV_PIECE = 2**22
 """Bytes of a CSV file that are parsed at a time."""
-_MISSING = {"nan", "-nan", "na", "n/a", "null", "none", "?"}
 
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A table of finite numbers, with its labels apart.
+    """A table of numbers, with its labels apart.
 
     Attributes
     ----------
     X : numpy.ndarray of shape (n, D), float64
+        NaN where a value is missing, if the table was read by its `columns`.
     feature_names : list of D str
     y : numpy.ndarray of shape (n,), or None
         int64 where every label is a whole number (also ``"0"``, ``1.0`` and booleans), float64 where every
         label is a number, otherwise text as it stood in the file.
     path : pathlib.Path
         Where the table came from.
+    columns : Columns, or None
+        What the file's columns hold, if that was asked for or given: `X` has the numbers that they become.
+    unknown : dict of str to set of str
+        By column, what counts as any other value, because no indicator of its category stands for it.
     """
 
     X: np.ndarray
     feature_names: list[str]
     y: np.ndarray | None
     path: Path
+    columns: Columns | None = None
+    unknown: dict[str, set[str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Infer:
+    """A request to find out what the columns of a table hold.
+
+    Attributes
+    ----------
+    drop : tuple of str
+        Columns to leave out.
+    """
+
+    drop: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,15 +91,28 @@ class _Source:
     """Labels that lie beside the table."""
     label: str | None = None
     """The column of labels, if they are one."""
+    renamed: dict[str, str] = field(default_factory=dict)
+    """What to call columns that are known by their position."""
 
     @property
     def features(self) -> list[str]:
         """The other columns."""
         return [name for name in self.names if name != self.label]
 
+    @property
+    def has_own_names(self) -> bool:
+        """Whether the columns' names are the file's, not a reader's."""
+        return self.names != [f"x{i}" for i in range(len(self.names))]
 
-def read_table(path: str | os.PathLike[str], *, label: str | None = None, min_rows: int = 2) -> Table:
-    """Read a numeric table from a .csv, .parquet, .npz or .npy file.
+
+def read_table(
+    path: str | os.PathLike[str],
+    *,
+    label: str | None = None,
+    min_rows: int = 2,
+    columns: Columns | Infer | None = None,
+) -> Table:
+    """Read a table of numbers from a .csv, .parquet, .npz or .npy file.
 
     CSV is comma-separated UTF-8; its first row is the header unless every field of it is a number, in which
     case the columns are called x0, x1, … as they are in .npz and .npy files. An .npz file holds ``X`` and
@@ -96,6 +128,9 @@ def read_table(path: str | os.PathLike[str], *, label: str | None = None, min_ro
         Without it, an .npz file's array ``y`` is taken where there is one.
     min_rows : int, default 2
         The fewest rows to accept: one row is enough to score, but never to fit.
+    columns : Columns or Infer, optional
+        What the columns hold, or the request to find out: then text, categories and missing values are
+        welcome, and become numbers. By default every cell must be a finite number.
 
     Returns
     -------
@@ -105,7 +140,8 @@ def read_table(path: str | os.PathLike[str], *, label: str | None = None, min_ro
     ------
     InputError
         If the file is missing, unreadable, damaged, not a table, has too few rows, unnamed or repeated
-        columns, no such label, or a cell that is missing, text, not finite, or above 1e18 in size.
+        columns, no such label, other columns than those given, dates, or a cell that is not finite, above
+        1e18 in size or, except as `columns` allows, missing or text.
 
     Examples
     --------
@@ -116,17 +152,26 @@ def read_table(path: str | os.PathLike[str], *, label: str | None = None, min_ro
     >>> table.feature_names, table.X.tolist(), table.y.tolist()
     (['age', 'height'], [[31.0, 1.7], [54.0, 1.8]], [0, 1])
     """
-    source = _open(Path(path), label)
+    source = _open(Path(path), label, columns)
     require_memory(source.path, source.size)
-    blocks = list(_numbered(source))
-    _require_rows(source, sum(len(X) for X, _ in blocks), min_rows)
-    X = np.concatenate([X for X, _ in blocks])
-    columns = [column for _, column in blocks if column is not None]
-    y = pl.concat(columns) if columns else source.y
-    return Table(X, source.features, None if y is None else _labels(source.path, y), source.path)
+    frames = list(_blocks(source))
+    _require_rows(source, sum(frame.height for frame in frames), min_rows)
+    # An Arrow type may be wider in one piece than in another.
+    frame = pl.concat(frames, how="vertical_relaxed")
+    if isinstance(columns, Infer):
+        columns = Columns.infer(frame.select(source.features), source.path, drop=columns.drop)
+    table = _table(source, frame, columns, 0)
+    y = source.y if source.label is None else frame[source.label]
+    return table if y is None else replace(table, y=_labels(source.path, y))
 
 
-def read_data(path: str | os.PathLike[str], *, label: str | None = None, min_rows: int = 2) -> Table | Images:
+def read_data(
+    path: str | os.PathLike[str],
+    *,
+    label: str | None = None,
+    min_rows: int = 2,
+    columns: Columns | Infer | None = None,
+) -> Table | Images:
     """Read whatever the path holds: images (see `read_images`) or else a table (see `read_table`).
 
     A folder, an IDX file, a CIFAR batch, a Parquet file with an image column, and a NumPy file with a 4-D
@@ -140,6 +185,8 @@ def read_data(path: str | os.PathLike[str], *, label: str | None = None, min_row
         The column of labels, for tables; images carry their own.
     min_rows : int, default 2
         The fewest rows to accept in a table.
+    columns : Columns or Infer, optional
+        As in `read_table`, for tables.
 
     Returns
     -------
@@ -159,14 +206,16 @@ def read_data(path: str | os.PathLike[str], *, label: str | None = None, min_row
     (5, 1, 8, 8)
     """
     if not holds_images(path):
-        return read_table(path, label=label, min_rows=min_rows)
+        return read_table(path, label=label, min_rows=min_rows, columns=columns)
     images = read_images(path)
     if label is not None and images.y is None:
         raise InputError(f"{path}: these images have no labels, so no {label!r}; leave the label out.")
     return images
 
 
-def read_blocks(path: str | os.PathLike[str], *, label: str | None = None) -> Iterator[Table | Images]:
+def read_blocks(
+    path: str | os.PathLike[str], *, label: str | None = None, columns: Columns | None = None
+) -> Iterator[Table | Images]:
     """Read what `read_data` reads, but a table block by block, in memory that does not grow with its rows.
 
     Blocks have as many rows as make about half a million numbers. Only an .npz file, being an archive, is
@@ -179,6 +228,8 @@ def read_blocks(path: str | os.PathLike[str], *, label: str | None = None) -> It
     label : str, optional
         The column, or an .npz file's array, that is not a feature. Blocks come without it: whether labels
         are numbers or text shows only when all of them have been read.
+    columns : Columns, optional
+        As in `read_table`, for tables.
 
     Yields
     ------
@@ -201,15 +252,15 @@ def read_blocks(path: str | os.PathLike[str], *, label: str | None = None) -> It
     if holds_images(path):
         yield read_data(path, label=label)
         return
-    source = _open(Path(path), label)
+    source = _open(Path(path), label, columns)
     n_rows = 0
-    for X, _ in _numbered(source):
-        n_rows += len(X)
-        yield Table(X, source.features, None, source.path)
+    for frame in _blocks(source):
+        yield _table(source, frame, columns, n_rows)
+        n_rows += frame.height
     _require_rows(source, n_rows, 1)
 
 
-def _open(path: Path, label: str | None) -> _Source:
+def _open(path: Path, label: str | None, columns: Columns | Infer | None) -> _Source:
     """Check a file's columns, and prepare to read its rows."""
     require_file(path)
     openers = {".csv": _open_csv, ".parquet": _open_parquet, ".npz": _open_numpy, ".npy": _open_numpy}
@@ -219,11 +270,41 @@ def _open(path: Path, label: str | None) -> _Source:
     source = openers[suffix](path, label)
     if label is not None and source.y is None:
         if label not in source.names:
-            raise InputError(f"{path}: has no column {label!r}; it has {_listed(source.names)}.")
+            raise InputError(f"{path}: has no column {label!r}; it has {listed(source.names)}.")
         source = replace(source, label=label)
+    if isinstance(columns, Infer):
+        for name in columns.drop:
+            if name not in source.features:
+                raise InputError(f"{path}: has no column {name!r} to drop; it has {listed(source.names)}.")
     if not source.features:
         raise InputError(f"{path}: has no column of features; add at least one.")
-    return source
+    return _matched(source, columns) if isinstance(columns, Columns) else source
+
+
+def _matched(source: _Source, columns: Columns) -> _Source:
+    """Find the given columns in the file: by name where both have names, otherwise by position."""
+    found, expected = source.features, columns.names
+    unused = tuple(column.name for column in columns.columns if not column.is_used)
+    if source.has_own_names and columns.names != [f"x{i}" for i in range(len(expected))]:
+        for name in expected:
+            if name not in found and name not in unused:
+                raise InputError(
+                    f"{source.path}: has no column {name!r}, which the model was fitted on; add it."
+                )
+        for name in found:
+            if name not in expected:
+                raise InputError(
+                    f"{source.path}: has the column {name!r}, which the model was not fitted on; drop it, or "
+                    f"leave it out with --label {name}."
+                )
+        return source
+    if len(found) != len(expected):
+        counts = [f"{n} column{'s' * (n != 1)}" for n in (len(found), len(expected))]
+        raise InputError(
+            f"{source.path}: has {counts[0]}, but the model was fitted on {counts[1]}; "
+            "give data of the same form."
+        )
+    return replace(source, renamed=dict(zip(found, expected, strict=True)))
 
 
 def _require_rows(source: _Source, n_rows: int, min_rows: int) -> None:
@@ -233,14 +314,25 @@ def _require_rows(source: _Source, n_rows: int, min_rows: int) -> None:
         raise InputError(f"{source.path}: has {rows} of data, expected at least {min_rows}; add rows.")
 
 
-def _numbered(source: _Source) -> Iterator[tuple[np.ndarray, pl.Series | None]]:
-    """Read checked numbers block by block, and beside them the column of labels as it stands."""
+def _blocks(source: _Source) -> Iterator[pl.DataFrame]:
+    """Read block by block what stands in the cells, without blanks around text."""
     n_rows = max(1, BLOCK_CELLS // len(source.names) // BLOCK_ROWS) * BLOCK_ROWS
-    n_before = 0
-    for frame in _regrouped(map(_plain_text, source.frames(n_rows)), n_rows):
-        X = _numbers(source.path, frame.select(source.features), n_before)
-        yield X, None if source.label is None else frame[source.label]
-        n_before += frame.height
+    return _regrouped(map(_plain_text, source.frames(n_rows)), n_rows)
+
+
+def _table(source: _Source, frame: pl.DataFrame, columns: Columns | None, n_before: int) -> Table:
+    """Turn a block's cells into numbers, or name the first one that cannot be, counting the rows before."""
+    features = frame.select(source.features).rename(source.renamed)
+    if columns is None:
+        return Table(_numbers(source.path, features, n_before), source.features, None, source.path)
+    if source.path.suffix.lower() == ".csv" and frame[:, -1].has_nulls():
+        _refuse_ragged(source.path)  # a short line looks like one that ends in missing values
+
+    def refuse(row: int, name: str, found: object, value: float) -> NoReturn:
+        _refuse_cell(source.path, n_before + row, f"column {name!r}", found, value)
+
+    X = columns.encode(features, refuse)
+    return Table(X, columns.features, None, source.path, columns, columns.unknown(features))
 
 
 def _regrouped(frames: Iterable[pl.DataFrame], n_rows: int) -> Iterator[pl.DataFrame]:
@@ -319,7 +411,7 @@ def _open_numpy(path: Path, label: str | None) -> _Source:
     headers = array_headers(path)
     name = main_array(headers)
     if name is None:
-        raise InputError(f"{path}: has the arrays {_listed(headers)}; name the table 'X'.")
+        raise InputError(f"{path}: has the arrays {listed(headers)}; name the table 'X'.")
     shape, dtype = headers[name]
     if len(shape) != 2:
         raise InputError(f"{path}: array {name!r} has shape {shape}, expected (rows, columns); reshape it.")
@@ -387,13 +479,13 @@ def _plain_text(frame: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def _refuse_cell(path: Path, row: int, column: str, found: object, value: float) -> None:
+def _refuse_cell(path: Path, row: int, column: str, found: object, value: float) -> NoReturn:
     """Say which cell is wrong, what stands in it, and what to do."""
     if found is None or found == "":
         if path.suffix.lower() == ".csv":
             _refuse_ragged(path)  # a short line, rather than an empty cell
         trouble = "found no value; fill it in or drop the row"
-    elif str(found).lower() in _MISSING:
+    elif str(found).lower() in MISSING:
         trouble = f"found {found!r}, a missing value; fill it in or drop the row"
     elif np.isnan(value):
         trouble = (
@@ -463,12 +555,6 @@ def _is_number(field: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _listed(names: Iterable[str]) -> str:
-    """A few names, quoted, for a message."""
-    quoted = [repr(name) for name in names]
-    return ", ".join(quoted[:8]) + (f", … ({len(quoted)} in all)" if len(quoted) > 8 else "") or "none"
 
 
 def _short(found: object) -> str:

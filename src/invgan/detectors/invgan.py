@@ -16,6 +16,7 @@ from invgan.errors import InputError
 from invgan.estimators import Split
 from invgan.gan import ADVERSARIAL_LOSSES, GAN
 from invgan.networks import RBFVariance
+from invgan.preprocess import AffineScaling, UnskewedScaling
 
 
 class _Settings(NamedTuple):
@@ -64,6 +65,9 @@ class InvGAN(LatentDetector):
     n_centers : int, optional
         Number K of σ's centres, at least d + 1 (Lemma 1). By default 256 ("paper": 64), but of the data's not
         more than one for 8 training rows.
+    unskew : bool
+        For tables: bring skewed and heavy-tailed columns nearer to a normal distribution before anything is
+        learned (:class:`~invgan.preprocess.UnskewedScaling`). Scores stay densities in the data's own units.
     generator, discriminator, inference : nn.Module, optional
         Your own networks instead of the preset's, all three or none: (n, d) → (n, \*data_shape),
         (n, \*data_shape) → (n, 1), (n, \*data_shape) → (n, d). They are copied, not changed.
@@ -127,6 +131,7 @@ class InvGAN(LatentDetector):
         "preset": [None, StrOptions({"paper"})],
         "loss": [None, StrOptions(set(ADVERSARIAL_LOSSES))],
         "centers": [None, StrOptions({"prior", "data"})],
+        "unskew": ["boolean"],
         "generator": [None, nn.Module],
         "discriminator": [None, nn.Module],
         "inference": [None, nn.Module],
@@ -136,6 +141,7 @@ class InvGAN(LatentDetector):
     preset: str | None = None
     loss: str | None = None
     centers: str | None = None
+    unskew: bool = False
     generator: nn.Module | None = None
     discriminator: nn.Module | None = None
     inference: nn.Module | None = None
@@ -154,6 +160,11 @@ class InvGAN(LatentDetector):
                 networks.initialize(part.to_empty(device="cpu"), draws)
         self._initialize_variance(draws, seed)
         self._train_and_prepare(rows, split, seed)
+
+    def _scale(self, training: Tensor) -> AffineScaling:
+        if self.unskew and len(self.data_shape_) == 1:
+            return UnskewedScaling.standardize(training)
+        return super()._scale(training)
 
     def _check_consistency(self, n_training: int) -> None:
         given = [self.generator is not None, self.discriminator is not None, self.inference is not None]

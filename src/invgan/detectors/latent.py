@@ -80,6 +80,7 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         "n_centers": [None, Interval(Integral, 2, None, closed="left")],
     }
     _scoring_parameters: ClassVar[tuple[str, ...]] = (*NeuralDetector._scoring_parameters, "method")
+    _marginalises: ClassVar[bool] = True
 
     method: str | None = None
     n_centers: int | None = None
@@ -92,6 +93,11 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         """Return "method", "centers" or "n_centers" as given, or by default."""
 
     # ---------------------------------------------------------------- fitting
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = self._marginalises
+        return tags
 
     def _choose_n_centers(self, n_training: int) -> int:
         from_data = self._choice("centers") == "data"
@@ -165,14 +171,19 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         return self.model_.generator(z).flatten(1)
 
     def _encode(self, rows: Tensor) -> Tensor:
-        return self._blocks(lambda block: self.model_.inference(self._prepare(block)), rows)
+        return self._blocks(lambda block: self.model_.inference(self._prepare_known(block)), rows)
+
+    def _prepare_known(self, rows: Tensor) -> Tensor:
+        """Scale rows, with the training rows' mean for a missing value: a network takes no gaps."""
+        scaled = self._prepare(rows)
+        return torch.where(scaled.isnan(), 0, scaled)
 
     def _score_rows(self, rows: Tensor) -> np.ndarray:
         return self._log_likelihood(rows, self._choice("method"), Search()).values
 
     def _conditional(self, rows: Tensor) -> Tensor:
         def per_feature(block: Tensor) -> Tensor:
-            scaled = self._prepare(block)
+            scaled = self._prepare_known(block)
             z = self.model_.inference(scaled)
             return conditional(self.model_.stochastic_generator, scaled, z).double()
 
@@ -311,14 +322,15 @@ class LatentDetector(TransformerMixin, NeuralDetector):
 
     def _estimate(self, block: Tensor, observed: Tensor | None, method: str, search: "Search") -> Estimate:
         """Estimate log p of raw rows in nats of the data's own units; each row by itself."""
-        scaled, log_scale = self._prepare(block), self.scaling_.scale.log().expand(self.data_shape_).flatten()
+        scaled = self._prepare(block)
+        log_derivative = self.scaling_.log_derivative(block.to(scaled.device))
         if observed is not None:
             observed = observed.to(scaled.device).flatten(1)
             # What stands in for a missing value only decides where the search for a mode begins.
             scaled = torch.where(observed.view(scaled.shape), scaled, 0)
-            log_abs_det = -(observed * log_scale).sum(1)
+            log_abs_det = torch.where(observed, log_derivative, 0).sum(1)
         else:
-            log_abs_det = -log_scale.sum()
+            log_abs_det = log_derivative.sum(-1)
         rows = scaled.flatten(1)
         if method == "aggregate":
             values = self.mixture_.log_prob(rows.to(self.mixture_.centers.dtype), observed=observed)
@@ -363,7 +375,8 @@ class LatentDetector(TransformerMixin, NeuralDetector):
     def _riemannian(self, z: Tensor, observed: Tensor | None) -> Estimate:
         # A surface's volume in the data's units is not one factor away from that in scaled units: the
         # tangents themselves are returned to the data's units, and missing features take theirs along.
-        scale = self.scaling_.scale.expand(self.data_shape_).flatten()
+        on_surface = self.scaling_.inverse(self.model_.generator(z))
+        scale = (-self.scaling_.log_derivative(on_surface)).exp()
         seen = scale if observed is None else scale * observed
         values, at = riemannian(self.model_.stochastic_generator, z, scale=seen)
         condition = at.singular_values[:, 0] / at.singular_values[:, -1]
@@ -384,17 +397,18 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         Returns
         -------
         ndarray, shape of X
-            In nats; large where a feature is unlike what its latent predicts.
+            In nats; large where a feature is unlike what its latent predicts, 0 where it is missing.
         """
         check_is_fitted(self)
-        rows = self._check_rows(X, fitting=False)
-        return (self.typical_ - self._conditional(rows)).cpu().numpy().reshape(rows.shape)
+        rows = self._check_rows(X, fitting=False, missing=True)
+        shares = (self.typical_ - self._conditional(rows)).cpu().view(rows.shape)
+        return torch.where(rows.isnan(), 0, shares).numpy()
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the latents h(x), shape (n, d)."""
         check_is_fitted(self)
         with self._scoring():
-            return self._encode(self._check_rows(X, fitting=False)).cpu().numpy()
+            return self._encode(self._check_rows(X, fitting=False, missing=True)).cpu().numpy()
 
     def inverse_transform(self, Z: Any) -> np.ndarray:
         """Return the generator's mean g(z) in the data's units, shape (n, \\*data_shape)."""
@@ -414,8 +428,9 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         z = self._check_latents(draws.standard_normal((n_samples, self.latent_dim_)))
         noise = torch.from_numpy(draws.standard_normal((n_samples, *self.data_shape_)))
         with self._scoring():
-            std = self._blocks(self.model_.variance, z).view_as(noise) * self.scaling_.scale
-            return (self._decode(z) + std * noise.to(std)).cpu().numpy()
+            std = self._blocks(self.model_.variance, z).view_as(noise)
+            scaled = self._blocks(self.model_.generator, z) + std * noise.to(std)
+            return self.scaling_.inverse(scaled).cpu().numpy()
 
     def _decode(self, z: Tensor) -> Tensor:
         return self._blocks(lambda block: self.scaling_.inverse(self.model_.generator(block)), z)

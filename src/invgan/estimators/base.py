@@ -1,6 +1,7 @@
 """What every detector shares: checked input, held-out calibration, decisions, and the model file."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from typing import Any, ClassVar, Self
 import numpy as np
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.impute import KNNImputer
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -18,12 +22,15 @@ from torch import Tensor
 
 from invgan import artifact
 from invgan.calibration import conformal_p_values, threshold_at_false_positive_rate
+from invgan.data import Columns
 from invgan.errors import InputError
-from invgan.preprocess import AffineScaling
+from invgan.preprocess import AffineScaling, UnskewedScaling
 
 LARGEST_VALUE = 1e18
 """Values beyond this, squared, leave no digits for anything else."""
 MIN_ROWS = 10
+MAX_DONORS = 2000
+"""Training rows among which the nearest is looked for, to learn from a row with missing values."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +73,13 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         Scores below it are anomalies; it can be moved by :meth:`set_threshold`.
     calibration_scores_ : ndarray
         Scores of normal rows that had no part in the fit.
+    columns_ : Columns, or None
+        The columns of the file whose encoded rows were fitted, where somebody set it: it is saved as well.
     """
 
     _registry: ClassVar[dict[str, type["AnomalyDetector"]]] = {}
+    _marginalises: ClassVar[bool] = False
+    """Whether a table's missing values may be fitted and scored, as NaN."""
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "false_positive_rate": [Interval(Real, 0, 1, closed="left")],
         "random_state": ["random_state"],
@@ -77,6 +88,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     false_positive_rate: float = 0.05
     random_state: Any = None
     scaling_: AffineScaling = field(init=False)
+    columns_: Columns | None = field(init=False)
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -104,7 +116,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         Parameters
         ----------
         X : array or table of shape (n, D), or images of shape (n, C, H, W)
-            Normal rows; tables of numbers (NumPy, pandas, polars), images as integers or floats.
+            Normal rows; tables of numbers (NumPy, pandas, polars), images as integers or floats. Where
+            the score is a likelihood that can marginalise, NaN stands for a value that is not known: to
+            learn from the row it is taken from the nearest training row, to score the row it is left out.
         y : ignored
             For scikit-learn's conventions.
 
@@ -113,10 +127,11 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         self
         """
         self._validate_params()
-        rows = self._check_rows(X, fitting=True)
+        rows = self._check_rows(X, fitting=True, missing=self._marginalises)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         split = Split.draw(len(rows), seed)
-        self._fit_rows(rows, split, seed)
+        self.columns_ = None
+        self._fit_rows(_completed(rows, split.training), split, seed)
         self.calibration_scores_ = self._score_rows(rows[split.calibration])
         return self.set_threshold(self.false_positive_rate)
 
@@ -141,7 +156,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     def score_samples(self, X: Any) -> np.ndarray:
         """Return the score of each row, shape (n,), higher for more normal rows: a function of it alone."""
         check_is_fitted(self)
-        return self._score_rows(self._check_rows(X, fitting=False))
+        return self._score_rows(self._check_rows(X, fitting=False, missing=self._marginalises))
 
     def decision_function(self, X: Any) -> np.ndarray:
         """Return ``score_samples(X) - offset_``, shape (n,): negative for anomalies.
@@ -184,6 +199,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             "data_shape": list(self.data_shape_),
             "feature_names": [str(name) for name in getattr(self, "feature_names_in_", [])] or None,
             "false_positive_rate": self.false_positive_rate_,
+            "columns": None if self.columns_ is None else self.columns_.to_json(),
         }
         calibration = {"calibration_scores": torch.from_numpy(self.calibration_scores_)}
         artifact.write(
@@ -198,9 +214,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     def _restore_scaling(self, tensors: dict[str, Tensor]) -> None:
         """Rebuild the scaling from a model file's tensors "scaling.*"."""
         shape = self.data_shape_ if len(self.data_shape_) == 1 else ()
-        check_shapes(tensors, {"scaling.shift": shape, "scaling.scale": shape})
         scaling = part_of(tensors, "scaling.")
-        self.scaling_ = AffineScaling(scaling["shift"], scaling["scale"], self.data_shape_)
+        check_shapes(scaling, dict.fromkeys(scaling.keys() | {"shift", "scale"}, shape))
+        kind = UnskewedScaling if "width" in scaling else AffineScaling
+        self.scaling_ = kind(**scaling, data_shape=self.data_shape_)
 
     def _plain_parameters(self) -> dict[str, Any]:
         """Parameters that JSON can hold; a random generator or a module is not needed to score."""
@@ -247,7 +264,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
 
     def _check_values(self, rows: np.ndarray, *, missing: bool) -> None:
         usable = np.abs(rows) <= LARGEST_VALUE  # False for NaN
-        if missing:
+        if missing and rows.ndim == 2:
             usable |= np.isnan(rows)
         if usable.all():
             return
@@ -266,6 +283,20 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             f"X has the value {value:g} in {where}; values beyond {LARGEST_VALUE:g} cannot be "
             "squared with any precision left: rescale them."
         )
+
+
+def _completed(rows: Tensor, training: np.ndarray) -> Tensor:
+    """Put in the place of each NaN what the nearest training row that has the value has there."""
+    if not rows.is_floating_point() or not rows.isnan().any():
+        return rows
+    # The value of one neighbour, not a mean of several, which would shrink the column's spread.
+    imputer = make_pipeline(StandardScaler(), KNNImputer(n_neighbors=1, keep_empty_features=True))
+    values = rows.numpy()
+    donors = training[:MAX_DONORS]
+    with warnings.catch_warnings(action="ignore"):  # a column that the donors know nothing of becomes 0
+        scaled = imputer.fit(values[donors]).transform(values)
+        found = np.nan_to_num(imputer[0].inverse_transform(scaled))
+    return torch.from_numpy(np.where(np.isnan(values), found, values))
 
 
 def in_blocks(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tensor:
@@ -321,6 +352,8 @@ def load(path: str | Path) -> AnomalyDetector:
             if len(names) != detector.n_features_in_ or not all(isinstance(name, str) for name in names):
                 raise ValueError(f"it has {detector.n_features_in_} columns, but not as many names")
             detector.feature_names_in_ = np.array(names, dtype=object)
+        columns = metadata.get("columns")  # models of before have none
+        detector.columns_ = None if columns is None else Columns.from_json(columns)
         detector.calibration_scores_ = tensors.pop("calibration_scores").numpy()
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():

@@ -1,0 +1,109 @@
+"""Columns: what they hold is what stands in them, and a row becomes the same numbers ever after."""
+
+import datetime
+import re
+
+import numpy as np
+import polars as pl
+import pytest
+
+from invgan import InputError
+from invgan.data import Column, Columns, Infer, read_blocks, read_table
+
+
+def kind(values):
+    return Columns.infer(pl.DataFrame({"a": ["1"] * len(values), "b": values}), "t.csv").columns[1]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (["1", "?", "2.5e3", "na"], Column("b", "number")),
+        (["1", "2", "red", "N/A"], Column("b", "number")),  # a mistake, which encoding names
+        (["1", "red", "blue", ""], Column("b", "category", ("1", "blue", "red"))),
+        (["True", "false", None], Column("b", "boolean")),
+        (["YES", "?", "no"], Column("b", "boolean")),
+        (["yes", "true"], Column("b", "category", ("true", "yes"))),
+        (["", "?", None], Column("b", "empty")),
+        ([None, None], Column("b", "empty")),
+        ([float("nan")] * 2, Column("b", "empty")),
+        ([True, False, None], Column("b", "boolean")),
+        ([1, 0], Column("b", "number")),
+        ([f"p{i}" for i in range(33)], Column("b", "distinct")),
+        ([f"p{i}" for i in range(32)], Column("b", "category", tuple(sorted(f"p{i}" for i in range(32))))),
+    ],
+)
+def test_what_a_column_holds(values, expected):
+    assert kind(values) == expected
+
+
+def test_the_most_frequent_values_have_indicators_and_the_others_none():
+    values = [f"v{i:02}" for i in range(40)] + [f"v{i:02}" for i in range(8, 40)]
+    column = kind(values)
+    assert column.values == tuple(f"v{i:02}" for i in range(8, 40))
+    frame = pl.DataFrame({"b": ["v00", "v08", "never seen"]})
+    np.testing.assert_array_equal(Columns((column,)).encode(frame).sum(1), [0, 1, 0])
+    assert Columns((column,)).unknown(frame) == {"b": {"v00", "never seen"}}
+
+
+@pytest.mark.parametrize(
+    "values",
+    [["2024-01-31", "?"], ["31.1.2024"], ["1/31/24"], ["2024-01-31T10:00:00"], [datetime.date(2024, 1, 31)]],
+)
+def test_dates_are_refused_with_advice(values):
+    example = "2024-01-31" if not isinstance(values[0], str) else values[0]
+    message = (
+        f"t.csv, column 'b': holds dates such as {example}, which have no density; turn them into numbers "
+        "(days since a day, hour of the day), or drop the column."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        kind(values)
+
+
+def test_a_column_that_is_dropped_may_hold_anything_and_be_absent_later(tmp_path):
+    pl.DataFrame({"a": [1, 2], "when": ["2024-01-31"] * 2}).write_csv(tmp_path / "t.csv")
+    table = read_table(tmp_path / "t.csv", columns=Infer(drop=("when",)))
+    assert table.feature_names == ["a"]
+    pl.DataFrame({"a": [3]}).write_csv(tmp_path / "u.csv")
+    assert read_table(tmp_path / "u.csv", columns=table.columns, min_rows=1).X.tolist() == [[3.0]]
+
+
+def test_a_file_of_any_type_becomes_the_same_numbers(tmp_path):
+    frame = pl.DataFrame({"n": [1.5, None, -2.0], "flag": [True, None, False], "kind": ["a", "b", None]})
+    frame.write_csv(tmp_path / "t.csv")
+    frame.write_parquet(tmp_path / "t.parquet")
+    expected = [[1.5, 1, 1, 0], [np.nan, np.nan, 0, 1], [-2, 0, np.nan, np.nan]]
+    for suffix in ("csv", "parquet"):
+        table = read_table(tmp_path / f"t.{suffix}", columns=Infer())
+        np.testing.assert_array_equal(table.X, expected)
+        assert table.feature_names == ["n", "flag", "kind=a", "kind=b"]
+        blocks = [block.X for block in read_blocks(tmp_path / "t.csv", columns=table.columns)]
+        np.testing.assert_array_equal(np.concatenate(blocks), expected)
+        assert Columns.from_json(table.columns.to_json()) == table.columns
+
+
+def test_the_first_cell_that_fits_no_column_is_named(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("n,flag\n1,yes\n2,no\n3,maybe\n")
+    columns = Columns((Column("n", "number"), Column("flag", "boolean")))
+    message = f"{path}, row 3 (line 4), column 'flag': found 'maybe', expected a number;"
+    with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+        read_table(path, columns=columns)
+
+
+def test_a_short_line_is_no_missing_value(tmp_path):
+    path = tmp_path / "t.csv"
+    path.write_text("a,b\n1,2\n3\n5,\n")
+    message = f"{path}, line 3: has 1 field, but line 1 has 2; give every line the same number."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        read_table(path, columns=Infer())
+
+
+def test_a_number_of_the_row_is_told_from_a_count():
+    n = np.arange(20.0)
+    X = np.c_[n + 100, n**2, np.r_[n[:-1], 3], n**2]
+    columns = Columns.of_numbers(["a", "patientId", "b", "c"])
+    assert [note.split(" looks")[0] for note in columns.notes(X) if "looks" in note] == [
+        "Column 'a'",
+        "Column 'patientId'",
+    ]
