@@ -827,7 +827,7 @@ def test_usage_mistakes(here, refused):
         "estimates, theorem1, densities, detectors, digits; try 'invgan reproduce --help'."
     )
     assert refused("benchmark", "sped") == (
-        "Invalid value: 'sped' is none of speed; try 'invgan benchmark --help'."
+        "Invalid value: 'sped' is none of speed, adbench; try 'invgan benchmark --help'."
     )
     assert refused("fit", "../data.csv", "--out", "m", "--label", "odd", "--learning-rate", "0") == (
         "The 'learning_rate' parameter of InvGAN must be a float in the range (0.0, inf). Got 0.0 instead."
