@@ -470,6 +470,24 @@ def test_the_threshold_is_chosen_when_rows_are_scored(here, capsys):
     assert f"12 of them anomalous; {flagged.sum()} flagged." in capsys.readouterr().out
 
 
+def test_reasons_are_those_of_the_most_anomalous_rows_of_all_blocks(here, blocks, capsys):
+    X = rows(n=1100)[0]
+    X[1050] = [0, 40, 0]
+    X[3] = [-30, 0, 0]
+    write_csv("b.csv", X)
+    assert main(["score", "../model", "b.csv", "--out", "s.parquet", "--explain", "2"]) == 0
+    out = capsys.readouterr().out.splitlines()
+    model = load("../model")
+    frame = pl.DataFrame(X, schema=NAMES)
+    shares, (mean, std) = model.explain(frame), model.expected(frame)
+    assert out[1] == "The most anomalous rows, and the features that add most to it:"
+    for line, row, column in ((out[2], 1050, 1), (out[3], 3, 0)):
+        assert line.startswith(
+            f"  row {row + 1} (p = 0.05): {NAMES[column]} {X[row, column]:.4g}, expected "
+            f"{mean[row, column]:.4g} ± {std[row, column]:.2g} ({shares[row, column]:+.3g} nats)"
+        )
+
+
 def test_false_discoveries_are_controlled_over_all_blocks(here, blocks, capsys):
     X = np.vstack([rows(n=600)[0], 50 + rows(n=600)[0]])
     write_csv("b.csv", X)

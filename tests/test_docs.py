@@ -85,3 +85,21 @@ def test_the_detectors_page_has_them_all_with_figures_that_were_measured():
     path = ROOT / "results" / "detectors.json"
     measured = json.loads(path.read_text())["cells"] if path.exists() else {}
     assert {name: row for name, row in rows.items() if any(row)} == measured
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_every_command_of_the_page_on_tables_runs(tmp_path, capsys):
+    text = (ROOT / "docs" / "tables.md").read_text()
+    exec(next(block[2] for block in FENCE.finditer(text) if block[1] == "python"), {})
+    commands = re.findall(r"^invgan (.*)$", text, re.MULTILINE)
+    assert [command.split()[0] for command in commands] == [
+        "fit", "score", "score", "score", "evaluate", "report"
+    ]  # fmt: skip
+    for command in commands:
+        assert main(shlex.split(command)) == 0, command
+    out = capsys.readouterr().out
+    assert "Left out, as it holds a different text in every row: 'patient'." in out
+    assert "Column 'ward' has values that the model does not know, all treated alike: moon." in out
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "patients.csv", "later.csv", "model", "scores.csv", "report.html"
+    }  # fmt: skip

@@ -891,3 +891,14 @@ def test_p_values_of_real_normal_rows_are_valid_at_every_level(missing):
     assert (mean <= levels + 3 * error).all()
     # And no more careful than 19 calibration rows make them: in expectation ⌊20 α⌋ / 20.
     assert (mean >= np.floor(20 * levels + 1e-9) / 20 - 3 * error).all()
+
+
+def test_the_expected_value_is_the_generators_and_its_spread_the_change_that_costs_half_a_nat(table):
+    mean, std = table.expected(named())
+    z = table.transform(named())
+    np.testing.assert_array_equal(mean, table.inverse_transform(z))
+    # −½ ((x − mean) / std)² − log std − ½ log 2π, in the data's units, is what a share is the deficit of.
+    X = named().to_numpy() if hasattr(named(), "to_numpy") else np.asarray(named())
+    own = Normal(torch.from_numpy(mean), torch.from_numpy(std)).log_prob(torch.from_numpy(X)).numpy()
+    shares = table.explain(named())
+    np.testing.assert_allclose(np.ptp(shares + own, axis=0), 0, atol=1e-8)

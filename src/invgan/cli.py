@@ -339,6 +339,9 @@ def score(
             help="Flag instead so that at most this share of the flagged rows is expected to be normal.",
         ),
     ] = None,
+    explain: Annotated[
+        int, typer.Option(min=0, metavar="K", help="Say of the K most anomalous rows of a table why.")
+    ] = 0,
 ) -> None:
     """Score the rows of DATA with MODEL.
 
@@ -363,13 +366,22 @@ def score(
     if fdr is not None and not 0 < fdr < 1:
         raise typer.BadParameter(f"--fdr must be above 0 and below 1, not {fdr:g}.")
     detector = _load(model, false_positive_rate)
+    if explain and len(detector.data_shape_) > 1:
+        raise typer.BadParameter("--explain is for tables; for images see 'invgan report'.")
     unknown: defaultdict[str, set[str]] = defaultdict(set)
+    most: list[tuple[float, int, float, Any]] = []  # log p, number, p-value and the row itself
 
     def judged() -> Iterator["Scores"]:
+        n_before = 0
         for rows in read_blocks(data, label=label, columns=_columns(detector)):
             for column, values in getattr(rows, "unknown", {}).items():
                 unknown[column] |= values
-            yield _judge(detector, rows, data)
+            scores = _judge(detector, rows, data)
+            for i in scores.log_prob.argsort(kind="stable")[:explain]:
+                most.append((scores.log_prob[i], n_before + i + 1, scores.p_value[i], rows.X[i]))
+            most[:] = sorted(most, key=lambda found: found[:2])[:explain]
+            n_before += len(scores.log_prob)
+            yield scores
 
     written = write_scores(out, judged() if fdr is None else _discoveries(list(judged()), fdr))
     print(
@@ -379,6 +391,8 @@ def score(
     for column, values in unknown.items():
         found = ", ".join(sorted(values)[:5]) + (", …" if len(values) > 5 else "")
         print(f"Column {column!r} has values that the model does not know, all treated alike: {found}.")
+    if most:
+        _print_reasons(detector, most)
     if fdr is None:
         _warn_without_threshold(detector)
     elif not written.anomalies:
@@ -743,6 +757,28 @@ def _print_table(columns: list[str], rows: list[list[Any]], *, title: str | None
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
     _console().print(table)
+
+
+def _print_reasons(detector: "InvGAN", most: list[tuple[float, int, float, Any]]) -> None:
+    """Say of each row which features are most unlike what the others lead to expect."""
+    import numpy as np
+    import polars as pl
+
+    X = np.stack([row for *_, row in most])
+    names = [
+        str(name) for name in getattr(detector, "feature_names_in_", [f"x{i}" for i in range(X.shape[1])])
+    ]
+    named = pl.DataFrame(X, schema=names) if hasattr(detector, "feature_names_in_") else X
+    shares, (mean, std) = detector.explain(named), detector.expected(named)
+    print("The most anomalous rows, and the features that add most to it:")
+    for row, (_, number, p_value, values) in enumerate(most):
+        reasons = [
+            f"{names[i]} {values[i]:.4g}, expected {mean[row, i]:.4g} ± {std[row, i]:.2g} "
+            f"({shares[row, i]:+.3g} nats)"
+            for i in (-shares[row]).argsort(kind="stable")[:3]
+            if shares[row, i] > 0
+        ]
+        print(f"  row {number} (p = {p_value:.2g}): {'; '.join(reasons)}")
 
 
 def _warn_without_threshold(detector: "InvGAN") -> None:

@@ -404,6 +404,25 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         shares = (self.typical_ - self._conditional(rows)).cpu().view(rows.shape)
         return torch.where(rows.isnan(), 0, shares).numpy()
 
+    def expected(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
+        r"""Return what each feature was expected to be, given the row's latent, in the data's own units.
+
+        Returns
+        -------
+        mean : ndarray, shape of X
+            g(h(x)).
+        std : ndarray, shape of X
+            σ(h(x)); where a column was transformed, to first order.
+        """
+        check_is_fitted(self)
+        rows = self._check_rows(X, fitting=False, missing=True)
+        with self._scoring():
+            z = self._encode(rows)
+            mean = self._decode(z)
+            std = self._blocks(self.model_.variance, z)
+            std = std / self.scaling_.log_derivative(mean).exp()
+        return mean.cpu().numpy(), std.cpu().numpy().reshape(rows.shape)
+
     def transform(self, X: Any) -> np.ndarray:
         """Return the latents h(x), shape (n, d)."""
         check_is_fitted(self)
