@@ -10,6 +10,7 @@ import torch
 from torch.distributions import Normal
 
 from invgan import ImplicitLikelihood, InputError, InvGAN
+from invgan.detectors import IsolationForest
 from invgan.detectors.latent import METHODS
 from invgan.errors import UnreliableEstimateWarning
 from invgan.likelihood import log_prior, map_latent
@@ -244,8 +245,24 @@ def test_a_surface_of_more_dimensions_than_known_features_is_refused(plane):
         plane.log_likelihood(X, "riemannian")
 
 
-def test_missing_values_are_for_likelihoods_only(plane):
+def test_scores_marginalise_missing_values_as_likelihoods_do(plane, images):
     X = np.array([[1.0, 2.0, np.nan, 4.0]])
+    assert np.array_equal(plane.score_samples(X), plane.log_likelihood(X).values)
+    detector, pixels = images
+    pixels = pixels[10:12].copy()
+    pixels[1, 0, 2, 3] = np.nan
+    assert np.array_equal(detector.score_samples(pixels), detector.log_likelihood(pixels).values)
+
+
+def test_missing_values_are_refused_where_nothing_marginalises_them(images):
+    X = np.array([[1.0, 2.0, 0.0, 4.0]]) + np.arange(20.0)[:, None]
+    detector = IsolationForest(random_state=0).fit(X)
+    X[0, 2] = np.nan
     message = "X has NaN in row 0, column 2: fill in missing values or leave the row out."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        plane.score_samples(X)
+        detector.score_samples(X)
+    pixels = images[1][5:40].copy()
+    pixels[4, 0, 2, 3] = np.nan
+    message = "X has NaN in row 4, channel 0, pixel (2, 3): fill in missing values or leave the row out."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        InvGAN(max_steps=5, random_state=0).fit(pixels)

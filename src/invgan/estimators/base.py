@@ -79,7 +79,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
 
     _registry: ClassVar[dict[str, type["AnomalyDetector"]]] = {}
     _marginalises: ClassVar[bool] = False
-    """Whether a table's missing values may be fitted and scored, as NaN."""
+    """Whether missing values may be scored, as NaN, and in tables fitted."""
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "false_positive_rate": [Interval(Real, 0, 1, closed="left")],
         "random_state": ["random_state"],
@@ -259,12 +259,13 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         if len(shape) == 1 or checked.dtype not in (np.uint8, np.float32):
             checked = checked.astype(np.float64, copy=False)
         if checked.dtype.kind == "f":
-            self._check_values(checked, missing=missing)
+            # Nobody fills gaps in images, which to learn from a row somebody would have to.
+            self._check_values(checked, missing=missing and (not fitting or len(shape) == 1))
         return torch.from_numpy(np.require(checked, requirements=["C", "W"]))
 
     def _check_values(self, rows: np.ndarray, *, missing: bool) -> None:
         usable = np.abs(rows) <= LARGEST_VALUE  # False for NaN
-        if missing and rows.ndim == 2:
+        if missing:
             usable |= np.isnan(rows)
         if usable.all():
             return
