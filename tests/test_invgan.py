@@ -602,8 +602,10 @@ def test_values_that_are_no_usable_numbers_are_named_by_row_and_column(paper, X,
 
 def test_a_pixel_that_is_no_number_is_named_by_its_place(convolutional):
     X = pictures(4)
-    X[2, 1, 5, 7] = np.nan
-    message = "X has NaN in row 2, channel 1, pixel (5, 7): fill in missing values or leave the row out."
+    X[2, 1, 5, 7] = np.inf
+    message = (
+        "X has the value inf in row 2, channel 1, pixel (5, 7): replace infinities or leave the row out."
+    )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         convolutional.score_samples(X)
 
