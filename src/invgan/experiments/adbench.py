@@ -23,7 +23,7 @@ from invgan import data, detectors
 from invgan.errors import InputError
 from invgan.estimators import AnomalyDetector
 from invgan.experiments import rivals
-from invgan.experiments.common import provenance, write_figure, write_results
+from invgan.experiments.common import mean_and_std, provenance, write_figure, write_results
 from invgan.experiments.points import Point, collect, unfinished
 from invgan.experiments.rivals import PYOD, Fit, Score
 from invgan.metrics import detection_metrics
@@ -95,7 +95,7 @@ def run(
     )
     areas, precisions, seconds = (_means(points, chosen, tables, key) for key in ("auroc", "ap", "total"))
     results = {
-        "title": f"ADBench, {len(tables)} tables, {len(seeds)} seeds",
+        "title": f"ADBench, {len(tables)} tables, {len(seeds)} seed{'s' * (len(seeds) > 1)}",
         "table": {
             "columns": ["system", "AUROC", "mean rank", "AP", "mean rank", "p", "median seconds"],
             "rows": _rows(chosen, areas, precisions, seconds, points),
@@ -170,7 +170,8 @@ def _measure(quick: bool, system: str, table: str, seed: int) -> Point:
         fitted = time.perf_counter()
         scores = score(test)
     done = time.perf_counter()
-    # Where a detector breaks down, on constant columns for instance, its rows are as likely as any.
+    # Where a detector breaks down, on a constant column for instance, a row without a score is the least
+    # normal: nobody would look at it as if nothing were wrong.
     finite = np.nan_to_num(scores, nan=np.nanmin(scores, initial=0.0))
     found = detection_metrics(labels, finite)
     return {**found, "fit": fitted - start, "score": done - fitted, "total": done - start}
@@ -223,8 +224,8 @@ def _over_seeds(points: Sequence[Point], system: str, key: str) -> str:
     for point in points:
         if point["system"] == system:
             by_seed.setdefault(point["seed"], []).append(point[key])
-    means = [np.mean(values) for values in by_seed.values()]
-    return f"{np.mean(means):.4f} ± {np.std(means):.4f}"
+    means = [float(np.mean(values)) for values in by_seed.values()]
+    return mean_and_std(means) if len(means) > 1 else f"{means[0]:.4f}"
 
 
 def _p_values(systems: Sequence[str], areas: np.ndarray) -> dict[str, str]:

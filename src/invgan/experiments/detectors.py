@@ -14,11 +14,13 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from invgan import data, detectors
+from invgan import detectors
+from invgan.experiments import adbench
+from invgan.experiments.adbench import Split
 from invgan.experiments.common import mean_and_std, provenance, write_results
 from invgan.experiments.digits import digits_task
 from invgan.experiments.points import Point, collect
@@ -48,15 +50,6 @@ PUBLISHED = {
 DIGITS = tuple(f"digit {digit}" for digit in range(10))
 BEHIND = 0.05
 """A detector that is further behind the best reference is named in the notes."""
-
-
-class Task(NamedTuple):
-    """Normal rows, and those to be told apart."""
-
-    train: np.ndarray
-    test: np.ndarray
-    labels: np.ndarray
-    """1 for an anomaly."""
 
 
 def run(
@@ -168,17 +161,12 @@ def gaps(points: Sequence[Point]) -> dict[str, float]:
     return found
 
 
-def make_task(dataset: str, seed: int) -> Task:
+def make_task(dataset: str, seed: int) -> Split:
     """Split a table, or the digits with one of them abnormal."""
     if dataset in DIGITS:
         task = digits_task(DIGITS.index(dataset), seed=seed)
-        return Task(task.train, task.test, task.labels)
-    loaded = data.load(f"adbench/{dataset}")
-    labels = np.asarray(loaded.y)
-    normal = np.random.default_rng(seed).permutation(np.flatnonzero(labels == 0))
-    train, rest = np.split(normal, [len(normal) // 2])
-    test = np.concatenate([rest, np.flatnonzero(labels == 1)])
-    return Task(loaded.X[train], loaded.X[test], labels[test])
+        return Split(task.train, task.test, task.labels)
+    return adbench.split(dataset, seed)
 
 
 def _measure(quick: bool, dataset: str, system: str, seed: int) -> Point:

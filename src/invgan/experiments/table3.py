@@ -19,14 +19,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.neighbors import NearestNeighbors
 
 from invgan import data as named
 from invgan import detectors
 from invgan.detectors.latent import CHEAP_METHODS
 from invgan.errors import InputError
-from invgan.experiments.common import provenance, write_results
+from invgan.experiments.common import mean_and_std, provenance, write_results
 from invgan.experiments.points import Point, collect
+from invgan.experiments.rivals import Score, nearest_neighbours
 from invgan.metrics import detection_metrics
 
 PAPER = {
@@ -69,7 +69,6 @@ SIDE = 32
 SVM_ROWS = 5000
 SVM_NU = 0.1
 """The share of abnormal images where one class of ten is; the paper takes it as known."""
-NEIGHBOURS = 5
 ONE_ABNORMAL, ONE_NORMAL = "one abnormal", "one normal"
 
 
@@ -232,7 +231,7 @@ def table_rows(points: Sequence[Point], data: str) -> list[list[str]]:
         rows.append(
             [
                 name,
-                _mean_and_std(list(aurocs.values())),
+                mean_and_std(list(aurocs.values())),
                 f"{np.std(by_seed):.4f}" if len(by_seed) > 1 else "",
                 "" if printed is None else f"{printed[0]:.4f} ± {printed[1]:.4f}",
                 f"{np.mean(fit_seconds):.1f}",
@@ -293,9 +292,6 @@ def _measure(data: str, setting: Setting, protocol: str, label: int, system: str
     return {"auroc": auroc, "fit_seconds": fit_seconds, "score_seconds": score_seconds}
 
 
-Score = Callable[[np.ndarray], np.ndarray]
-
-
 def _fit(system: str, task: Task, setting: Setting, seed: int) -> dict[str, Score]:
     """Fit a system, and return its scores under their names in the table."""
     detector = SYSTEMS[system](random_state=seed)
@@ -318,8 +314,8 @@ def _log_likelihood(detector: detectors.InvGAN, method: str, images: np.ndarray)
 
 
 def _fit_yardstick(task: Task) -> dict[str, Score]:
-    nearest = NearestNeighbors(n_neighbors=NEIGHBOURS).fit(_flat(task.train))
-    return {YARDSTICK: lambda images: -nearest.kneighbors(_flat(images))[0].mean(1)}
+    score = nearest_neighbours(_flat(task.train), 0)  # it draws nothing
+    return {YARDSTICK: lambda images: score(_flat(images))}
 
 
 def _flat(images: np.ndarray) -> np.ndarray:
@@ -339,10 +335,6 @@ def _padded(data: str) -> named.Dataset:
         dataset.y_test,
         note=dataset.note,
     )
-
-
-def _mean_and_std(values: Sequence[float]) -> str:
-    return f"{np.mean(values):.4f} ± {np.std(values):.4f}"
 
 
 def _count(number: int | None) -> str:
