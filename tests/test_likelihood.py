@@ -9,6 +9,7 @@ from torch import nn
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal
 
 from invgan.likelihood import (
+    Bandwidths,
     StochasticGenerator,
     TangentMixture,
     conditional,
@@ -148,16 +149,19 @@ class Curved(nn.Module):
         return torch.sin(z) @ self.loadings.T + 0.3 * (z**2) @ self.loadings.T.flip(0)
 
 
-def curved_mixture(n=40, n_features=5, *, tangent_variance=0.7, noise_variance=0.2, order=None):
+BANDWIDTHS = Bandwidths(tangent=0.7, noise=0.2, round=0.5)
+
+
+def curved_mixture(n=40, n_features=5, *, bandwidths=BANDWIDTHS, order=None):
     codes, generator = random(n, 2), Curved(n_features)
     centers = generator(codes) + 0.1 * random(n, n_features, seed=1)
     order = torch.arange(n) if order is None else order
     mixture = TangentMixture(centers[order], codes[order], generator)
-    mixture.set_bandwidths(tangent_variance=tangent_variance, noise_variance=noise_variance)
+    mixture.set_bandwidths(bandwidths)
     return mixture
 
 
-def by_hand(mixture, generator, n_neighbours=10):
+def by_hand(mixture, generator, n_neighbours=10, round_share=0.3):
     """The same mixture, with every covariance written out."""
     centers, codes = mixture.centers, mixture.codes
     n, n_features = centers.shape
@@ -171,7 +175,10 @@ def by_hand(mixture, generator, n_neighbours=10):
         tangents = steps.T @ steps / len(steps)
         unit = (distance[nearest[min(5, n - 1) - 1]] ** 2 / n_features).item()
         noise = unit * torch.eye(n_features, dtype=torch.float64)
-        covariances.append(mixture.tangent_variance * tangents + mixture.noise_variance * noise)
+        width = mixture.bandwidths
+        stretched = torch.linalg.inv(width.tangent * tangents + width.noise * noise)
+        precision = (1 - round_share) * stretched + round_share * torch.linalg.inv(width.round * noise)
+        covariances.append(torch.linalg.inv(precision))
     components = MultivariateNormal(centers, torch.stack(covariances))
     return MixtureSameFamily(Categorical(torch.ones(n, dtype=torch.float64)), components)
 
@@ -186,7 +193,7 @@ def test_the_aggregate_is_a_mixture_of_multivariate_normals(n, n_features):
 
 
 def test_the_aggregate_integrates_to_one_in_the_plane():
-    mixture = curved_mixture(30, 2, tangent_variance=0.2, noise_variance=1.0)
+    mixture = curved_mixture(30, 2, bandwidths=Bandwidths(tangent=0.2, noise=1.0, round=2.0))
     side = torch.linspace(-20, 20, 301, dtype=torch.float64)
     grid = torch.cartesian_prod(side, side)
     density = torch.cat([mixture.log_prob(block) for block in grid.split(20_000)]).exp()
@@ -194,7 +201,7 @@ def test_the_aggregate_integrates_to_one_in_the_plane():
 
 
 def test_the_aggregate_falls_with_the_distance_and_stays_finite_far_away():
-    mixture = curved_mixture(30, 5, tangent_variance=10.0, noise_variance=1e-3)
+    mixture = curved_mixture(30, 5, bandwidths=Bandwidths(tangent=10.0, noise=1e-3, round=0.1))
     direction = mixture._tangents.basis[:, -1]  # along the longest axis of the last component
     away = torch.logspace(1, 15, 15, dtype=torch.float64)[:, None] * direction
     values = mixture.log_prob(away)
@@ -213,40 +220,41 @@ def test_the_order_of_the_rows_permutes_their_densities():
     assert torch.allclose(mixture.log_prob(rows.flip(0)), mixture.log_prob(rows).flip(0), rtol=1e-13)
 
 
-def cross_validated(mixture, seed):
+def cross_validated(mixture, seed, round_share):
     """The criterion of fit_bandwidths, from the densities of five mixtures written out."""
     n = len(mixture.centers)
     order = np.random.default_rng(seed).permutation(n)
     values = []
     for fold in range(5):
         kept = np.setdiff1d(np.arange(n), order[fold::5])
-        other = TangentMixture(mixture.centers[kept], mixture.codes[kept], Curved(mixture.centers.shape[1]))
-        other.set_bandwidths(
-            tangent_variance=mixture.tangent_variance.item(), noise_variance=mixture.noise_variance.item()
-        )
-        values.append(
-            by_hand(other, Curved(other.centers.shape[1])).log_prob(mixture.centers[order[fold::5]])
-        )
+        generator = Curved(mixture.centers.shape[1])
+        other = TangentMixture(mixture.centers[kept], mixture.codes[kept], generator)
+        other.set_bandwidths(mixture.bandwidths)
+        density = by_hand(other, generator, round_share=round_share)
+        values.append(density.log_prob(mixture.centers[order[fold::5]]))
     return torch.cat(values).mean().item()
 
 
-def test_bandwidths_maximise_the_cross_validated_likelihood():
+def test_the_likelihood_reached_is_the_cross_validated_one():
     mixture = curved_mixture()
     reached = mixture.fit_bandwidths(seed=3)
-    assert reached == pytest.approx(cross_validated(mixture, 3), rel=1e-9)
-    tangent, noise = mixture.tangent_variance.item(), mixture.noise_variance.item()
-    slopes = []
-    for by_tangent, by_noise in [(1.2, 1), (1 / 1.2, 1), (1, 1.2), (1, 1 / 1.2)]:
-        mixture.set_bandwidths(tangent_variance=by_tangent * tangent, noise_variance=by_noise * noise)
-        slopes.append(cross_validated(mixture, 3) - reached)
-    assert max(slopes) < 0
+    assert reached == pytest.approx(cross_validated(mixture, 3, round_share=0.3), rel=1e-9)
+
+
+@pytest.mark.parametrize(("round_share", "changed"), [(0, "tangent"), (0, "noise"), (1, "round")])
+def test_bandwidths_maximise_the_cross_validated_likelihood(round_share, changed):
+    mixture = curved_mixture()
+    mixture.fit_bandwidths(seed=3)
+    best, fitted = cross_validated(mixture, 3, round_share), mixture.bandwidths
+    for factor in (1.2, 1 / 1.2):
+        mixture.set_bandwidths(fitted._replace(**{changed: factor * getattr(fitted, changed)}))
+        assert cross_validated(mixture, 3, round_share) < best
 
 
 def test_the_same_seed_gives_the_same_bandwidths():
     first, second = curved_mixture(), curved_mixture()
     assert first.fit_bandwidths(seed=1) == second.fit_bandwidths(seed=1)
-    assert torch.equal(first.tangent_variance, second.tangent_variance)
-    assert torch.equal(first.noise_variance, second.noise_variance)
+    assert first.bandwidths == second.bandwidths
 
 
 def test_bandwidths_have_no_unit_and_the_density_has_the_datas():
@@ -254,8 +262,7 @@ def test_bandwidths_have_no_unit_and_the_density_has_the_datas():
     mixture.fit_bandwidths(seed=1)
     wide = TangentMixture(8 * mixture.centers, mixture.codes, lambda z: 8 * generator(z))
     wide.fit_bandwidths(seed=1)
-    assert torch.allclose(wide.tangent_variance, mixture.tangent_variance, rtol=1e-6)
-    assert torch.allclose(wide.noise_variance, mixture.noise_variance, rtol=1e-6)
+    assert wide.bandwidths == pytest.approx(mixture.bandwidths, rel=1e-6)
     rows = random(10, 5, seed=9)
     assert torch.allclose(wide.log_prob(8 * rows) + 5 * math.log(8), mixture.log_prob(rows), rtol=1e-6)
 
@@ -269,7 +276,7 @@ def test_the_noise_is_as_wide_as_the_rows_are_apart():
     both = TangentMixture(
         torch.cat([centers, far + 0.1 * centers]), codes.repeat(2, 1), lambda z: 0 * z[:, [0] * 3]
     )
-    both.set_bandwidths(tangent_variance=0.7, noise_variance=0.2)
+    both.set_bandwidths(BANDWIDTHS)
     rows = 0.3 * random(10, 3, seed=9)
     here, there = both.log_prob(rows), both.log_prob(far + 0.1 * rows)
     assert torch.allclose(there, here + 3 * math.log(10), rtol=1e-6)

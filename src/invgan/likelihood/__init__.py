@@ -1,6 +1,6 @@
 """Estimates of log p(x) under a generator, each a function of the row alone."""
 
-from invgan.likelihood.aggregate import TangentMixture
+from invgan.likelihood.aggregate import Bandwidths, TangentMixture
 from invgan.likelihood.annealed import ais
 from invgan.likelihood.bits import bits_per_dimension, dequantize, revised_bits_per_dimension
 from invgan.likelihood.pointwise import (
@@ -15,6 +15,7 @@ from invgan.likelihood.pointwise import (
 from invgan.likelihood.posterior import Estimate, importance, laplace, map_latent, map_latents
 
 __all__ = [
+    "Bandwidths",
     "Estimate",
     "LogLikelihood",
     "StochasticGenerator",

@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,6 +19,8 @@ NEIGHBOUR_OF_SCALE = 5
 """The neighbour whose distance is the unit of a row's noise."""
 SMALLEST_SCALE = 1e-4
 """Least squared unit of a row's noise, as a share of the median one: among duplicates it would be zero."""
+ROUND_SHARE = 0.3
+"""Share of the round kernel in a component's precision; see the docstring of :class:`TangentMixture`."""
 N_FOLDS = 5
 """Folds of the cross-validation that chooses the bandwidths."""
 MAX_QUERIES = 1000
@@ -29,23 +31,39 @@ MAX_GRAM_VALUES = 2**24
 """Numbers in the Gram matrices of rows with missing features: components are taken in blocks."""
 
 
+class Bandwidths(NamedTuple):
+    """The three variances of a :class:`TangentMixture`; they have no unit."""
+
+    tangent: float
+    """s²: along the tangents."""
+    noise: float
+    """τ²: across them, in units of ρ²."""
+    round: float
+    """κ²: of the round kernel, in units of ρ²."""
+
+
 class TangentMixture(nn.Module):
     r"""A normalised density with one Gaussian per training row, stretched along the generator and the rows.
 
     .. math::
-        p(x) = \frac1n \sum_i N\bigl(x;\, c_i,\, s^2 T_i T_i^\top + \tau^2 \rho_i^2 I\bigr), \qquad
+        p(x) = \frac1n \sum_i N(x;\, c_i,\, \Sigma_i), \qquad
+        \Sigma_i^{-1} = (1 - w) \bigl(s^2 T_i T_i^\top + \tau^2 \rho_i^2 I\bigr)^{-1}
+        + w \bigl(\kappa^2 \rho_i^2 I\bigr)^{-1}, \qquad
         T_i = \frac{1}{\sqrt{2k}} \bigl[\,J_g(z_i)(z_j - z_i),\; c_j - c_i\,\bigr]_{j \in \mathcal{N}(i)}
 
     with :math:`z_i = h(c_i)`, the k rows nearest to :math:`c_i`, and :math:`\rho_i^2 = \|c_i - c_j\|^2 / D`
     for the fifth of them. A manifold Parzen estimate (Vincent and Bengio, 2002): the prior N(0, I) is
     replaced by the encoded training rows. Each component extends along the generator's surface, by the
     tangents of Eq. 3, and along the rows around it, where the generator does not reach; across both its
-    noise is wide where rows are few (Breiman, Meisel and Purcell, 1977). With the decomposition
-    :math:`T T^\top = U S^2 U^\top` and :math:`\nu = \tau^2 \rho^2` it has the closed form
+    noise is wide where rows are few (Breiman, Meisel and Purcell, 1977). The likelihood of held-out rows
+    says nothing of what lies further out, where anomalies are: so a share w of the precision is that of a
+    round kernel, which takes no direction for a likely one. With the decomposition
+    :math:`T T^\top = U S^2 U^\top` the variance is :math:`\alpha_k` along axis k and :math:`\nu` across
+    all of them, and the density has the closed form
 
     .. math::
         -2 \log N = \frac{\|r\|^2 - \sum_k (u_k \cdot r)^2}{\nu}
-        + \sum_k \Bigl[\frac{(u_k \cdot r)^2}{\nu + s^2 S_k^2} + \log(\nu + s^2 S_k^2)\Bigr]
+        + \sum_k \Bigl[\frac{(u_k \cdot r)^2}{\alpha_k} + \log \alpha_k\Bigr]
         + (D - K) \log \nu + D \log 2\pi, \qquad r = x - c_i, \quad k = 1, \dots, K.
 
     Parameters
@@ -64,23 +82,23 @@ class TangentMixture(nn.Module):
     ...     torch.tensor([[0.0], [1.0]]),
     ...     lambda z: torch.cat([2 * z, 0 * z], 1),
     ... )
-    >>> line.set_bandwidths(tangent_variance=1.0, noise_variance=0.5)  # N(c, diag(4 + 1, 1)): ρ² = 4 / 2
-    >>> round(line.log_prob(torch.tensor([[1.0, 0.0]])).item(), 4)  # −log 2π − ½ log 5 − ½ / 5
-    -2.7426
+    >>> line.set_bandwidths(Bandwidths(tangent=1.0, noise=0.5, round=2.0))  # ρ² = 4 / 2, T Tᵀ = diag(4, 0)
+    >>> along, across = 1 / (0.7 / 5 + 0.3 / 4), 1 / (0.7 / 1 + 0.3 / 4)
+    >>> expected = -math.log(2 * math.pi) - 0.5 * math.log(along * across) - 0.5 / along
+    >>> torch.allclose(line.log_prob(torch.tensor([[1.0, 0.0]])), torch.tensor(expected))
+    True
     """
 
     centers: Tensor
     codes: Tensor
-    tangent_variance: Tensor
-    noise_variance: Tensor
+    variances: Tensor
     _generator: LatentMap
 
     def __init__(self, centers: Tensor, codes: Tensor, generator: LatentMap) -> None:
         super().__init__()
         self.register_buffer("centers", centers)
         self.register_buffer("codes", codes)
-        self.register_buffer("tangent_variance", torch.ones((), dtype=torch.float64))
-        self.register_buffer("noise_variance", torch.ones((), dtype=torch.float64))
+        self.register_buffer("variances", torch.ones(len(Bandwidths._fields), dtype=torch.float64))
         # What follows from the buffers and the generator is computed again on loading, not stored. If the
         # generator is a module it must not become a part of this one, as by an assignment it would.
         self.__dict__["_generator"] = generator
@@ -115,16 +133,21 @@ class TangentMixture(nn.Module):
             for by_generator, near in zip(along.split(widths, dim=2), nears, strict=True)
         ]
 
-    def set_bandwidths(self, *, tangent_variance: float, noise_variance: float) -> None:
-        """Set s² and τ²; they have no unit."""
-        self.tangent_variance.fill_(tangent_variance)
-        self.noise_variance.fill_(noise_variance)
+    @property
+    def bandwidths(self) -> Bandwidths:
+        """s², τ² and κ²."""
+        return Bandwidths(*self.variances.tolist())
+
+    def set_bandwidths(self, bandwidths: Bandwidths) -> None:
+        """Set s², τ² and κ²."""
+        self.variances.copy_(torch.tensor(bandwidths))
 
     @torch.no_grad()
     def fit_bandwidths(self, *, seed: int) -> float:
-        """Choose s² and τ² to maximise the cross-validated log-likelihood of the training rows.
+        """Choose the bandwidths that maximise the cross-validated log-likelihood of the training rows.
 
-        Each fold is scored under the components, and their neighbourhoods, of the other folds alone.
+        Each fold is scored under the components, and their neighbourhoods, of the other folds alone: s² and
+        τ² by the stretched kernel as if w were 0, and κ² by the round one as if w were 1.
 
         Parameters
         ----------
@@ -153,23 +176,14 @@ class TangentMixture(nn.Module):
                 parts[fold].append(_pairs(queries[fold], centers, tangents))
         pairs = [_joined(fold) for fold in parts]
 
-        def loss(log_variances: np.ndarray) -> float:
-            tangent, noise = np.exp(log_variances)
-            return -torch.cat([_log_mixture(fold, tangent, noise) for fold in pairs]).mean().item()
+        def likelihood(bandwidths: Bandwidths, round_share: float) -> float:
+            values = [_log_mixture(fold, bandwidths, round_share) for fold in pairs]
+            return torch.cat(values).mean().item()
 
-        # Bounded: duplicate rows, and rows that others are sums of, would draw τ² to zero for ever.
-        bounds = np.log([(1e-3, 10.0), (1e-3, 10.0)])
-        grid = itertools.product(*(np.linspace(low, high, 6) for low, high in bounds))
-        start = np.array(min(grid, key=lambda point: loss(np.array(point))))
-        # Half a step of the grid, away from the nearer bound: SciPy's own first steps are a share of each
-        # coordinate, which may be next to nothing.
-        towards_middle = np.where(start > bounds.mean(1), -0.1, 0.1) * (bounds[:, 1] - bounds[:, 0])
-        simplex = np.stack([start, start + towards_middle * [1, 0], start + towards_middle * [0, 1]])
-        options = {"initial_simplex": simplex, "xatol": 0.05, "fatol": 1e-2}
-        found = minimize(loss, start, method="Nelder-Mead", bounds=bounds, options=options)
-        tangent, noise = np.exp(found.x)
-        self.set_bandwidths(tangent_variance=tangent, noise_variance=noise)
-        return -float(found.fun)
+        tangent, noise = _maximized(lambda s, t: likelihood(Bandwidths(s, t, 1.0), 0.0), 2)
+        (rounded,) = _maximized(lambda k: likelihood(Bandwidths(1.0, 1.0, k), 1.0), 1)
+        self.set_bandwidths(Bandwidths(tangent, noise, rounded))
+        return likelihood(self.bandwidths, ROUND_SHARE)
 
     @torch.no_grad()
     def log_prob(self, rows: Tensor, *, observed: Tensor | None = None) -> Tensor:
@@ -180,7 +194,7 @@ class TangentMixture(nn.Module):
 
         .. math::
             \log\det(U_o \Lambda U_o^\top + \nu I) = |o| \log \nu + \log\det A, \qquad
-            A = I + \nu^{-1} \Lambda^{1/2} U_o^\top U_o \Lambda^{1/2}
+            A = I + \nu^{-1} \Lambda^{1/2} U_o^\top U_o \Lambda^{1/2}, \qquad \Lambda_k = \alpha_k - \nu
 
         Parameters
         ----------
@@ -192,14 +206,13 @@ class TangentMixture(nn.Module):
         -------
         Tensor, shape (m,)
         """
-        tangent, noise = self.tangent_variance.item(), self.noise_variance.item()
         if observed is None:
-            return _log_mixture(_pairs(rows, self.centers, self._tangents), tangent, noise)
+            return _log_mixture(_pairs(rows, self.centers, self._tangents), self.bandwidths, ROUND_SHARE)
         n, rank = self._tangents.lengths.shape
         size = max(1, MAX_GRAM_VALUES // ((rows.shape[1] + len(rows)) * rank**2))
         parts = [
             _log_marginal_components(
-                rows, observed.to(rows), self._tangents, self.centers, block, tangent, noise
+                rows, observed.to(rows), self._tangents, self.centers, block, self.bandwidths
             )
             for block in torch.arange(n, device=rows.device).split(size)
         ]
@@ -280,13 +293,22 @@ def _joined(parts: Sequence[_Pairs]) -> _Pairs:
     return _Pairs(*joined, n_features)
 
 
-def _log_mixture(pairs: _Pairs, tangent_variance: float, noise_variance: float) -> Tensor:
+def _component_variances(
+    lengths: Tensor, scale: Tensor, bandwidths: Bandwidths, round_share: float
+) -> tuple[Tensor, Tensor]:
+    """α, the variance along each axis, (n, r), and ν, that across them all, (n,)."""
+    noise, rounded = bandwidths.noise * scale, bandwidths.round * scale
+    along = noise[:, None] + bandwidths.tangent * lengths.square()
+    across = 1 / ((1 - round_share) / noise + round_share / rounded)
+    return 1 / ((1 - round_share) / along + round_share / rounded[:, None]), across
+
+
+def _log_mixture(pairs: _Pairs, bandwidths: Bandwidths, round_share: float) -> Tensor:
     """Log of the equally weighted mixture, shape (m,)."""
-    noise = noise_variance * pairs.scale  # n
-    along_variance = noise[:, None] + tangent_variance * pairs.lengths.square()  # n×r
-    n_components, rank = along_variance.shape
-    quadratic = torch.einsum("mnr,nr->mn", pairs.along, 1 / along_variance).add_(pairs.across / noise)
-    log_det = along_variance.log().sum(-1) + (pairs.n_features - rank) * noise.log()
+    along, across = _component_variances(pairs.lengths, pairs.scale, bandwidths, round_share)
+    n_components, rank = along.shape
+    quadratic = torch.einsum("mnr,nr->mn", pairs.along, 1 / along).add_(pairs.across / across)
+    log_det = along.log().sum(-1) + (pairs.n_features - rank) * across.log()
     log_density = -0.5 * (quadratic + log_det + pairs.n_features * math.log(2 * math.pi))  # m×n
     return torch.logsumexp(log_density, 1) - math.log(n_components)
 
@@ -297,12 +319,14 @@ def _log_marginal_components(
     tangents: _Tangents,
     centers: Tensor,
     which: Tensor,
-    tangent_variance: float,
-    noise_variance: float,
+    bandwidths: Bandwidths,
 ) -> Tensor:
     """Log-density of the observed features under the components numbered ``which``, m×b."""
-    rank, noise = tangents.lengths.shape[1], noise_variance * tangents.scale[which]  # b
-    centers, root = centers[which], tangent_variance**0.5 * tangents.lengths[which]  # b×D, b×r
+    along, noise = _component_variances(
+        tangents.lengths[which], tangents.scale[which], bandwidths, ROUND_SHARE
+    )
+    rank, centers = along.shape[1], centers[which]
+    root = (along - noise[:, None]).clamp_min(0).sqrt()  # Λ^½, b×r
     basis = tangents.basis.view(rows.shape[1], -1, rank)[:, which] * root  # D×b×r
     given = rows * observed
     projected = given @ basis.flatten(1) - observed @ (basis * centers.T[..., None]).flatten(1)
@@ -325,3 +349,22 @@ def _squared_distances(rows: Tensor, centers: Tensor) -> Tensor:
     """‖x − c‖² of every pair, by its expansion: one matrix product."""
     squared = rows.square().sum(1)[:, None] - 2 * steady_product(rows, centers) + centers.square().sum(1)
     return squared.clamp_min(0)
+
+
+def _maximized(likelihood: Callable[..., float], n_variances: int) -> tuple[float, ...]:
+    """Find the variances of the highest likelihood: from the best of a grid by Nelder and Mead's way."""
+
+    def loss(log_variances: np.ndarray) -> float:
+        return -likelihood(*np.exp(log_variances).tolist())
+
+    # Bounded: duplicate rows, and rows that others are sums of, would draw τ² to zero for ever.
+    bounds = np.log([(1e-3, 10.0)] * n_variances)
+    grid = itertools.product(*(np.linspace(low, high, 6) for low, high in bounds))
+    start = np.array(min(grid, key=lambda point: loss(np.array(point))))
+    # Half a step of the grid, away from the nearer bound: SciPy's own first steps are a share of each
+    # coordinate, which may be next to nothing.
+    towards_middle = np.where(start > bounds.mean(1), -0.1, 0.1) * (bounds[:, 1] - bounds[:, 0])
+    simplex = np.stack([start, *(start + towards_middle * axis for axis in np.eye(n_variances))])
+    options = {"initial_simplex": simplex, "xatol": 0.05, "fatol": 1e-2}
+    found = minimize(loss, start, method="Nelder-Mead", bounds=bounds, options=options)
+    return tuple(np.exp(found.x).tolist())
