@@ -74,19 +74,20 @@ def test_the_table_adds_up(tables, two_systems, tmp_path):
     ranks = adbench.mean_ranks(areas.mean(2))
     for i, system in enumerate(two_systems):
         by_seed = areas[i].mean(0)
-        assert rows[system][1] == f"{by_seed.mean():.4f} ± {by_seed.std():.4f}"
-        assert rows[system][2] == f"{ranks[i]:.2f}"
+        assert rows[system][1] == "2"
+        assert rows[system][2] == f"{by_seed.mean():.4f} ± {by_seed.std():.4f}"
+        assert rows[system][3] == f"{ranks[i]:.2f}"
         assert list(found["by_table"][system].values()) == pytest.approx(areas[i].mean(1), abs=1e-4)
-    assert rows["InvGAN"][5] == ""
-    assert rows["first column"][5] == f"{wilcoxon(*areas.mean(2)).pvalue:.3g}"
+    assert rows["InvGAN"][6] == ""
+    assert rows["first column"][6] == f"{wilcoxon(*areas.mean(2)).pvalue:.3g}"
     best_first = sorted(two_systems, key=lambda name: -areas[list(two_systems).index(name)].mean())
     assert [row[0] for row in found["table"]["rows"]] == best_first
     assert (tmp_path / "adbench.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_systems_are_added_to_an_unfinished_run(tables, two_systems, tmp_path, monkeypatch):
-    first = adbench.run(out=tmp_path, systems=["InvGAN"], seeds=(0,))
-    assert first["complete"] is False
+def test_systems_and_seeds_are_added_to_an_unfinished_run(tables, two_systems, tmp_path, monkeypatch):
+    monkeypatch.setattr(adbench, "SEEDS", (0, 1))
+    first = adbench.run(out=tmp_path, systems=["InvGAN"], seeds=(0, 1))
     written = json.loads((tmp_path / "adbench.json").read_text())["points"]
     fitted = []
 
@@ -95,10 +96,19 @@ def test_systems_are_added_to_an_unfinished_run(tables, two_systems, tmp_path, m
         return by_first_column(train, seed)
 
     two_systems["first column"] = counted
-    both = adbench.run(out=tmp_path, systems=["first column"], seeds=(0,))
-    assert both["complete"] is True
+    one_seed = adbench.run(out=tmp_path, systems=["first column"], seeds=(0,))
     assert fitted == [0] * 4
-    assert [point for point in both["points"] if point["system"] == "InvGAN"] == written
+    assert [point for point in one_seed["points"] if point["system"] == "InvGAN"] == written
+    row = next(row for row in one_seed["table"]["rows"] if row[0] == "first column")
+    names = [f"{number}_made" for number in (1, 2, 3, 4)]
+    area = {
+        (point["system"], point["table"]): point["auroc"] for point in one_seed["points"] if not point["seed"]
+    }
+    differences = [area["first column", name] - area["InvGAN", name] for name in names]
+    assert (row[1], row[6]) == ("1", f"{wilcoxon(differences).pvalue:.3g}")  # over the seed that both have
+    whole = adbench.run(out=tmp_path, systems=["first column"], seeds=(1,))
+    assert fitted == [0] * 4 + [1] * 4
+    assert [found["complete"] for found in (first, one_seed, whole)] == [False, False, True]
 
 
 def test_unknown_systems_and_absent_tables_are_refused(tables, two_systems, tmp_path, monkeypatch):

@@ -63,8 +63,8 @@ def run(
     out : Path
         Folder of the results.
     systems : sequence of str, optional
-        Some of the systems, to which those of an unfinished run are added; by default all whose libraries
-        are installed. The run is finished once it has them all.
+        Some of the systems; by default all whose libraries are installed. What an unfinished run has is
+        kept: it is finished once it has all systems with all seeds.
     seeds : tuple of int
         Each splits and trains anew.
 
@@ -83,27 +83,27 @@ def run(
     if quick:
         tables, seeds = tables[:QUICK_TABLES], seeds[:1]
     path, settings = out / "adbench.json", {"tables": tables, "quick": quick}
-    begun = {point["system"] for point in unfinished(path, settings)}
-    chosen = [name for name in known if systems is None or name in systems or name in begun]
-    keys = [
-        {"system": system, "table": table, "seed": seed}
-        for seed, system, table in itertools.product(seeds, chosen, tables)
-    ]
+    begun = {(point["seed"], point["system"]) for point in unfinished(path, settings)}
+    asked = set(itertools.product(seeds, systems or known)) | begun
+    fits = [fit for fit in itertools.product(sorted({seed for seed, _ in asked}), known) if fit in asked]
+    keys = [{"system": system, "table": table, "seed": seed} for seed, system in fits for table in tables]
     measure = functools.partial(_measure, quick)
     points = collect(
         path, settings, keys, measure, seeds=seeds, processes=1 if quick else os.cpu_count() or 1
     )
+    chosen = [name for name in known if any(system == name for _, system in fits)]
     areas, precisions, seconds = (_means(points, chosen, tables, key) for key in ("auroc", "ap", "total"))
     results = {
-        "title": f"ADBench, {len(tables)} tables, {len(seeds)} seed{'s' * (len(seeds) > 1)}",
+        "title": f"ADBench, {len(tables)} tables",
         "table": {
-            "columns": ["system", "AUROC", "mean rank", "AP", "mean rank", "p", "median seconds"],
+            "columns": ["system", "seeds", "AUROC", "mean rank", "AP", "mean rank", "p", "median seconds"],
             "rows": _rows(chosen, areas, precisions, seconds, points),
         },
         "notes": [
             "AUROC, AP: mean over tables and seeds, ± standard deviation over seeds of the mean over tables. "
             "Mean rank over tables, 1 is best. p: Wilcoxon's test of AUROC against InvGAN's over the tables, "
-            "two-sided, adjusted for the number of tests (Benjamini and Hochberg). Seconds: fit and score.",
+            "on the seeds that both have, two-sided, adjusted for the number of tests (Benjamini and "
+            "Hochberg). Seconds: fit and score.",
             "Each system has one setting for all tables, its default. PyOD's rows need pip install "
             "'invgan[benchmark]'.",
         ],
@@ -111,11 +111,11 @@ def run(
             name: dict(zip(tables, np.round(areas[i], 4).tolist(), strict=True))
             for i, name in enumerate(chosen)
         },
-        "complete": len(chosen) == len(known),
+        "complete": set(itertools.product(SEEDS[:1] if quick else SEEDS, known)) <= set(fits),
         "settings": settings,
         "points": points,
         "quick": quick,
-        **provenance(seeds=seeds),
+        **provenance(seeds=sorted({seed for seed, _ in fits})),
     }
     write_results(path, results)
     if len(chosen) > 1:
@@ -204,10 +204,11 @@ def _rows(
     points: Sequence[Point],
 ) -> list[list[str]]:
     ranks, precision_ranks = mean_ranks(areas), mean_ranks(precisions)
-    against = _p_values(systems, areas)
+    against = _p_values(systems, points)
     return [
         [
             systems[i],
+            str(len({point["seed"] for point in points if point["system"] == systems[i]})),
             _over_seeds(points, systems[i], "auroc"),
             f"{ranks[i]:.2f}",
             _over_seeds(points, systems[i], "ap"),
@@ -228,16 +229,24 @@ def _over_seeds(points: Sequence[Point], system: str, key: str) -> str:
     return mean_and_std(means) if len(means) > 1 else f"{means[0]:.4f}"
 
 
-def _p_values(systems: Sequence[str], areas: np.ndarray) -> dict[str, str]:
-    """Test each system's areas against InvGAN's, paired by table."""
-    if OURS not in systems or areas.shape[1] < 2:
+def _p_values(systems: Sequence[str], points: Sequence[Point]) -> dict[str, str]:
+    """Test each system's areas against InvGAN's, paired by table and averaged over the seeds of both."""
+    found: dict[str, dict[tuple[str, int], float]] = {name: {} for name in systems}
+    for point in points:
+        found[point["system"]][point["table"], point["seed"]] = point["auroc"]
+    p_values = {}
+    for name in systems:
+        shared = found[name].keys() & found.get(OURS, {}).keys()
+        differences: dict[str, list[float]] = {}
+        for table, seed in shared:
+            differences.setdefault(table, []).append(found[name][table, seed] - found[OURS][table, seed])
+        means = [float(np.mean(values)) for values in differences.values()]
+        if name != OURS and len(means) > 1 and any(means):
+            p_values[name] = wilcoxon(means).pvalue
+    if not p_values:
         return {}
-    ours = areas[systems.index(OURS)]
-    others = [i for i, name in enumerate(systems) if name != OURS and (areas[i] != ours).any()]
-    if not others:
-        return {}
-    adjusted = false_discovery_control([wilcoxon(areas[i], ours).pvalue for i in others])
-    return {systems[i]: f"{p:.3g}" for i, p in zip(others, adjusted, strict=True)}
+    adjusted = false_discovery_control(list(p_values.values()))
+    return {name: f"{p:.3g}" for name, p in zip(p_values, adjusted, strict=True)}
 
 
 # The critical-difference diagram (Demšar, 2006)

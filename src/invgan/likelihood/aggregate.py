@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -19,12 +19,12 @@ NEIGHBOUR_OF_SCALE = 5
 """The neighbour whose distance is the unit of a row's noise."""
 SMALLEST_SCALE = 1e-4
 """Least squared unit of a row's noise, as a share of the median one: among duplicates it would be zero."""
-ROUND_SHARE = 0.3
-"""Share of the round kernel in a component's precision; see the docstring of :class:`TangentMixture`."""
 N_FOLDS = 5
 """Folds of the cross-validation that chooses the bandwidths."""
 MAX_QUERIES = 1000
 """Rows of which the cross-validated likelihood is taken, at most."""
+MAX_NEAR = 256
+"""Components that each of them is compared with, the nearest: those further away add next to nothing."""
 JACOBIAN_BLOCK = 64
 """Rows whose Jacobian is computed at once."""
 MAX_GRAM_VALUES = 2**24
@@ -89,6 +89,9 @@ class TangentMixture(nn.Module):
     True
     """
 
+    round_share: ClassVar[float] = 0.3
+    """w."""
+
     centers: Tensor
     codes: Tensor
     variances: Tensor
@@ -109,13 +112,22 @@ class TangentMixture(nn.Module):
         everything = torch.arange(len(self.centers), device=self.centers.device)
         parts = []
         for block in everything.split(JACOBIAN_BLOCK):
-            near = _neighbours(block, everything, self.centers)
+            near = self._neighbours(block, everything)
             (vectors,) = self._vectors(block, [near])
             parts.append(_tangents(vectors, self.centers[block], near.scale))
         basis, at_center, lengths, scale = zip(*parts, strict=True)
         return _Tangents(
             torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths), _bounded(torch.cat(scale))
         )
+
+    def _neighbours(self, which: Tensor, others: Tensor) -> "_Neighbours":
+        """Find the nearest of ``others`` to each row numbered ``which``, itself left out."""
+        n_neighbours = min(N_NEIGHBOURS, len(others) - 1)
+        squared = _squared_distances(self.centers[which], self.centers[others])
+        squared[which[:, None] == others] = torch.inf
+        distance, nearest = squared.topk(n_neighbours, largest=False)
+        fifth = distance[:, min(NEIGHBOUR_OF_SCALE, n_neighbours) - 1]
+        return _Neighbours(others[nearest], fifth / self.centers.shape[1])
 
     def _vectors(self, which: Tensor, nears: "Sequence[_Neighbours]") -> list[Tensor]:
         """T of the rows numbered ``which``, (b, D, 2k), in float64, for each choice of neighbours."""
@@ -168,7 +180,7 @@ class TangentMixture(nn.Module):
         parts: list[list[_Pairs]] = [[] for _ in range(N_FOLDS)]
         others = [(fold_of != fold).nonzero()[:, 0] for fold in range(N_FOLDS)]
         for block in torch.arange(n, device=order.device).split(JACOBIAN_BLOCK):
-            nears = [_neighbours(block, rest, self.centers) for rest in others]
+            nears = [self._neighbours(block, rest) for rest in others]
             for fold, (near, vectors) in enumerate(zip(nears, self._vectors(block, nears), strict=True)):
                 kept = fold_of[block] != fold
                 centers = self.centers[block[kept]]
@@ -183,13 +195,13 @@ class TangentMixture(nn.Module):
         tangent, noise = _maximized(lambda s, t: likelihood(Bandwidths(s, t, 1.0), 0.0), 2)
         (rounded,) = _maximized(lambda k: likelihood(Bandwidths(1.0, 1.0, k), 1.0), 1)
         self.set_bandwidths(Bandwidths(tangent, noise, rounded))
-        return likelihood(self.bandwidths, ROUND_SHARE)
+        return likelihood(self.bandwidths, self.round_share)
 
     @torch.no_grad()
     def log_prob(self, rows: Tensor, *, observed: Tensor | None = None) -> Tensor:
         r"""Log-density of scaled, flattened rows, shape (m, D) → (m,), in nats.
 
-        Costs m·n·D·r multiplications, for n components of r = 2k tangents; with missing features, of which
+        Costs m·n·D·r multiplications, for n components of r axes; with missing features, of which
         the axes that are left are no longer orthogonal, m·n·D·r² and r×r determinants:
 
         .. math::
@@ -207,12 +219,18 @@ class TangentMixture(nn.Module):
         Tensor, shape (m,)
         """
         if observed is None:
-            return _log_mixture(_pairs(rows, self.centers, self._tangents), self.bandwidths, ROUND_SHARE)
+            return _log_mixture(_pairs(rows, self.centers, self._tangents), self.bandwidths, self.round_share)
         n, rank = self._tangents.lengths.shape
         size = max(1, MAX_GRAM_VALUES // ((rows.shape[1] + len(rows)) * rank**2))
         parts = [
             _log_marginal_components(
-                rows, observed.to(rows), self._tangents, self.centers, block, self.bandwidths
+                rows,
+                observed.to(rows),
+                self._tangents,
+                self.centers,
+                block,
+                self.bandwidths,
+                self.round_share,
             )
             for block in torch.arange(n, device=rows.device).split(size)
         ]
@@ -229,7 +247,7 @@ class _Neighbours(NamedTuple):
 class _Tangents(NamedTuple):
     """Principal axes of T Tᵀ at every centre, and the unit of the noise there."""
 
-    basis: Tensor  # D×n·r: each centre's axes u, orthonormal, or zero where an axis has no length
+    basis: Tensor  # D×n·r: each centre's r = min(2k, D) axes u, orthonormal, or zero where one has no length
     at_center: Tensor  # u·c, n×r
     lengths: Tensor  # S, n×r
     scale: Tensor  # ρ², n
@@ -240,19 +258,10 @@ class _Pairs(NamedTuple):
 
     across: Tensor  # ‖r‖² − Σ (u·r)², m×n
     along: Tensor  # (u·r)², m×n×r
-    lengths: Tensor  # S, n×r
-    scale: Tensor  # ρ², n
+    lengths: Tensor  # S, n×r, or m×n×r where each row has components of its own
+    scale: Tensor  # ρ², n or m×n
     n_features: int
-
-
-def _neighbours(which: Tensor, others: Tensor, centers: Tensor) -> _Neighbours:
-    """Find the nearest of ``others`` to each row numbered ``which``, itself left out."""
-    n_neighbours = min(N_NEIGHBOURS, len(others) - 1)
-    squared = _squared_distances(centers[which], centers[others])
-    squared[which[:, None] == others] = torch.inf
-    distance, nearest = squared.topk(n_neighbours, largest=False)
-    fifth = distance[:, min(NEIGHBOUR_OF_SCALE, n_neighbours) - 1]
-    return _Neighbours(others[nearest], fifth / centers.shape[1])
+    n_components: int  # of the mixture, whose others count for nothing
 
 
 def _to(points: Tensor, which: Tensor, near: _Neighbours) -> Tensor:
@@ -264,7 +273,8 @@ def _tangents(tangents: Tensor, centers: Tensor, scale: Tensor) -> _Tangents:
     """Principal axes of the given tangents (b, D, k) at their centres (b, D)."""
     # The k×k Gram matrix has the same spectrum; at D in the thousands it is the cheaper way to it.
     squared_lengths, axes = torch.linalg.eigh(tangents.mT @ tangents)
-    length = squared_lengths.clamp_min(0).sqrt()
+    rank = min(tangents.shape[1:])
+    length, axes = squared_lengths[:, -rank:].clamp_min(0).sqrt(), axes[..., -rank:]
     present = length > 1e-6 * length[:, -1:]
     direction = tangents @ axes / torch.where(present, length, 1)[:, None] * present[:, None]  # b×D×k
     at_center = torch.einsum("bd,bdk->bk", centers.double(), direction)
@@ -283,34 +293,46 @@ def _pairs(rows: Tensor, centers: Tensor, tangents: _Tangents) -> _Pairs:
     projected = (rows @ tangents.basis).view(len(rows), *tangents.at_center.shape)
     along = projected.sub_(tangents.at_center).square_()  # the largest of all arrays: in its place
     across = (_squared_distances(rows, centers) - along.sum(-1)).clamp_min_(0)
-    return _Pairs(across, along, tangents.lengths, tangents.scale, centers.shape[1])
+    return _Pairs(across, along, tangents.lengths, tangents.scale, centers.shape[1], len(centers))
 
 
 def _joined(parts: Sequence[_Pairs]) -> _Pairs:
-    """Pairs of the same rows with the components of all parts."""
-    across, along, lengths, scale, (n_features, *_) = zip(*parts, strict=True)
-    joined = torch.cat(across, 1), torch.cat(along, 1), torch.cat(lengths), _bounded(torch.cat(scale))
-    return _Pairs(*joined, n_features)
+    """Pairs of the same rows with those components of all parts that are near them."""
+    across, along, lengths, scale, (n_features, *_), counts = zip(*parts, strict=True)
+    n_components, squared = (
+        sum(counts),
+        torch.cat([a + b.sum(2) for a, b in zip(across, along, strict=True)], 1),
+    )
+    near = squared.topk(min(MAX_NEAR, n_components), largest=False).indices
+    nearest = near[..., None].expand(-1, -1, along[0].shape[2])
+    return _Pairs(
+        torch.cat(across, 1).gather(1, near),
+        torch.cat(along, 1).gather(1, nearest),
+        torch.cat(lengths)[near],
+        _bounded(torch.cat(scale))[near],
+        n_features,
+        n_components,
+    )
 
 
 def _component_variances(
     lengths: Tensor, scale: Tensor, bandwidths: Bandwidths, round_share: float
 ) -> tuple[Tensor, Tensor]:
-    """α, the variance along each axis, (n, r), and ν, that across them all, (n,)."""
+    """α, the variance along each axis, (…, n, r), and ν, that across them all, (…, n)."""
     noise, rounded = bandwidths.noise * scale, bandwidths.round * scale
-    along = noise[:, None] + bandwidths.tangent * lengths.square()
+    along = noise[..., None] + bandwidths.tangent * lengths.square()
     across = 1 / ((1 - round_share) / noise + round_share / rounded)
-    return 1 / ((1 - round_share) / along + round_share / rounded[:, None]), across
+    return 1 / ((1 - round_share) / along + round_share / rounded[..., None]), across
 
 
 def _log_mixture(pairs: _Pairs, bandwidths: Bandwidths, round_share: float) -> Tensor:
     """Log of the equally weighted mixture, shape (m,)."""
     along, across = _component_variances(pairs.lengths, pairs.scale, bandwidths, round_share)
-    n_components, rank = along.shape
-    quadratic = torch.einsum("mnr,nr->mn", pairs.along, 1 / along).add_(pairs.across / across)
-    log_det = along.log().sum(-1) + (pairs.n_features - rank) * across.log()
+    axes = "mnr"[-along.ndim :]
+    quadratic = torch.einsum(f"mnr,{axes}->mn", pairs.along, 1 / along).add_(pairs.across / across)
+    log_det = along.log().sum(-1) + (pairs.n_features - along.shape[-1]) * across.log()
     log_density = -0.5 * (quadratic + log_det + pairs.n_features * math.log(2 * math.pi))  # m×n
-    return torch.logsumexp(log_density, 1) - math.log(n_components)
+    return torch.logsumexp(log_density, 1) - math.log(pairs.n_components)
 
 
 def _log_marginal_components(
@@ -320,10 +342,11 @@ def _log_marginal_components(
     centers: Tensor,
     which: Tensor,
     bandwidths: Bandwidths,
+    round_share: float,
 ) -> Tensor:
     """Log-density of the observed features under the components numbered ``which``, m×b."""
     along, noise = _component_variances(
-        tangents.lengths[which], tangents.scale[which], bandwidths, ROUND_SHARE
+        tangents.lengths[which], tangents.scale[which], bandwidths, round_share
     )
     rank, centers = along.shape[1], centers[which]
     root = (along - noise[:, None]).clamp_min(0).sqrt()  # Λ^½, b×r
