@@ -36,10 +36,8 @@ def test_half_of_the_normal_rows_train_and_the_rest_test(tables):
     assert not np.array_equal(first.train, other.train)
 
 
-def test_large_tables_are_cut_with_the_share_of_anomalies_kept(tables, monkeypatch):
-    monkeypatch.setattr(adbench, "MAX_TRAINING_ROWS", 20)
-    monkeypatch.setattr(adbench, "MAX_TEST_ROWS", 21)
-    found = adbench.split("1_made", 0)
+def test_large_tables_are_cut_with_the_share_of_anomalies_kept(tables):
+    found = adbench.split("1_made", 0, max_train=20, max_test=21)
     assert (len(found.train), len(found.test), found.labels.sum()) == (20, 21, 6)  # 12 of 42
 
 

@@ -43,6 +43,7 @@ EXPERIMENTS = {
     "theorem1": "distance of what is learned to the noise-free distribution (section 3)",
     "densities": "density models on sets whose density is known, and on two tables",
     "detectors": "every detector on four tables and the digits, beside simple references",
+    "ablation": "what each ingredient of the default detector is worth, on ADBench's tables",
     "digits": "ten runs on scikit-learn's digits, each digit abnormal in turn",
 }
 """Modules of ``invgan.experiments``, each with a ``run(quick=..., out=...)``; some take more."""

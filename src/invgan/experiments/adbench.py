@@ -148,17 +148,19 @@ def _ours(kind: type[AnomalyDetector], **settings: Any) -> Fit:
     return fit
 
 
-def split(table: str, seed: int) -> Split:
+def split(
+    table: str, seed: int, *, max_train: int = MAX_TRAINING_ROWS, max_test: int = MAX_TEST_ROWS
+) -> Split:
     """Deal a table's rows: half of the normal ones train, the others and the anomalies test."""
     loaded = data.load(f"adbench/{table}")
     labels, rng = np.asarray(loaded.y), np.random.default_rng(seed)
     normal, abnormal = (rng.permutation(np.flatnonzero(labels == kind)) for kind in (0, 1))
     train, test = np.split(normal, [len(normal) // 2])
-    if (n := len(test) + len(abnormal)) > MAX_TEST_ROWS:
-        n_abnormal = round(MAX_TEST_ROWS * len(abnormal) / n)
-        test, abnormal = test[: MAX_TEST_ROWS - n_abnormal], abnormal[:n_abnormal]
+    if (n := len(test) + len(abnormal)) > max_test:
+        n_abnormal = round(max_test * len(abnormal) / n)
+        test, abnormal = test[: max_test - n_abnormal], abnormal[:n_abnormal]
     tested = np.concatenate([test, abnormal])
-    return Split(loaded.X[train[:MAX_TRAINING_ROWS]], loaded.X[tested], labels[tested])
+    return Split(loaded.X[train[:max_train]], loaded.X[tested], labels[tested])
 
 
 def _measure(quick: bool, system: str, table: str, seed: int) -> Point:

@@ -120,16 +120,16 @@ class TangentMixture(nn.Module):
             torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths), _bounded(torch.cat(scale))
         )
 
-    def _neighbours(self, which: Tensor, others: Tensor) -> "_Neighbours":
+    def _neighbours(self, which: Tensor, others: Tensor) -> "Neighbours":
         """Find the nearest of ``others`` to each row numbered ``which``, itself left out."""
         n_neighbours = min(N_NEIGHBOURS, len(others) - 1)
         squared = _squared_distances(self.centers[which], self.centers[others])
         squared[which[:, None] == others] = torch.inf
         distance, nearest = squared.topk(n_neighbours, largest=False)
         fifth = distance[:, min(NEIGHBOUR_OF_SCALE, n_neighbours) - 1]
-        return _Neighbours(others[nearest], fifth / self.centers.shape[1])
+        return Neighbours(others[nearest], fifth / self.centers.shape[1])
 
-    def _vectors(self, which: Tensor, nears: "Sequence[_Neighbours]") -> list[Tensor]:
+    def _vectors(self, which: Tensor, nears: "Sequence[Neighbours]") -> list[Tensor]:
         """T of the rows numbered ``which``, (b, D, 2k), in float64, for each choice of neighbours."""
         z = self.codes[which]
         steps = [_to(self.codes, which, near) for near in nears]
@@ -237,7 +237,7 @@ class TangentMixture(nn.Module):
         return torch.logsumexp(torch.cat(parts, 1), 1) - math.log(n)
 
 
-class _Neighbours(NamedTuple):
+class Neighbours(NamedTuple):
     """The nearest of other rows, for b rows."""
 
     rows: Tensor  # their numbers, b×k, the nearest first
@@ -264,7 +264,7 @@ class _Pairs(NamedTuple):
     n_components: int  # of the mixture, whose others count for nothing
 
 
-def _to(points: Tensor, which: Tensor, near: _Neighbours) -> Tensor:
+def _to(points: Tensor, which: Tensor, near: Neighbours) -> Tensor:
     """The steps from each point to its neighbours, over √k, (b, D, k): a root of their covariance."""
     return ((points[near.rows] - points[which, None]) / near.rows.shape[1] ** 0.5).mT
 
