@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class AffineScaling(nn.Module):
     r"""Shift and scale each coordinate: :math:`u = (x - \text{shift}) / \text{scale}`.
 
-    A density over u becomes one over x by adding :attr:`log_abs_det` :math:`= -\sum_i \log \text{scale}_i`.
+    A density over u becomes one over x by adding the sum of :meth:`log_derivative`,
+    :math:`-\sum_i \log \text{scale}_i`.
 
     Parameters
     ----------
@@ -24,8 +25,9 @@ class AffineScaling(nn.Module):
     >>> scaling = AffineScaling.standardize(torch.tensor([[0.0, 5.0], [2.0, 5.0]]))
     >>> scaling(torch.tensor([[2.0, 6.0]])).tolist()  # a constant column keeps its unit
     [[1.0, 1.0]]
-    >>> round(AffineScaling.to_unit_range(torch.tensor([[[[0, 16]]]])).log_abs_det, 4)  # -2 log 8
-    -4.1589
+    >>> images = torch.tensor([[[[0, 16]]]])
+    >>> AffineScaling.to_unit_range(images).log_derivative(images).exp()  # both pixels divided by 8
+    tensor([0.1250, 0.1250], dtype=torch.float64)
     """
 
     shift: Tensor
@@ -52,11 +54,6 @@ class AffineScaling(nn.Module):
         low, high = rows.min().double(), rows.max().double()
         half_range = (high - low) / 2
         return cls((high + low) / 2, torch.where(half_range > 0, half_range, 1.0), tuple(rows.shape[1:]))
-
-    @property
-    def log_abs_det(self) -> float:
-        """log |det du/dx|, in nats: the same for every row."""
-        return -self.scale.expand(self.data_shape).log().sum().item()
 
     def log_derivative(self, rows: Tensor) -> Tensor:
         """log |du_i/dx_i| of each coordinate in nats, shape (n, D), or (D,) if the same for all rows."""
@@ -127,11 +124,6 @@ class UnskewedScaling(AffineScaling):
                 center[column], width[column] = _best_sinh(x)
         plain = AffineScaling.standardize(_arsinh(rows, center, width))
         return cls(plain.shift, plain.scale, center, width, tuple(rows.shape[1:]))
-
-    @property
-    def log_abs_det(self) -> float:
-        """Not one number: see :meth:`log_derivative`."""
-        raise AttributeError("the determinant differs from row to row")
 
     def log_derivative(self, rows: Tensor) -> Tensor:
         """log |du_i/dx_i| of each coordinate of raw rows, in nats, shape (n, D)."""

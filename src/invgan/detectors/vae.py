@@ -76,7 +76,7 @@ class VAE(ScorerDetector):
         return Autoencoder(encoder, decoder, self.latent_dim_, method=self.method)
 
     def _score_rows(self, rows: Tensor) -> np.ndarray:
-        return super()._score_rows(rows) + self.scaling_.log_abs_det
+        return super()._score_rows(rows) + self.scaling_.log_derivative(rows).sum(-1).cpu().numpy()
 
 
 class Autoencoder(Scorer):

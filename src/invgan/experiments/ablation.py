@@ -29,7 +29,8 @@ from invgan.likelihood.aggregate import Neighbours
 from invgan.metrics import detection_metrics
 
 MAX_TRAINING_ROWS, MAX_TEST_ROWS = 2_000, 4_000
-SEEDS = (0, 1)
+SEEDS = (1, 2)
+"""Others than the one by which ingredients were chosen."""
 QUICK_STEPS, QUICK_TABLES = 50, 2
 DEFAULT = "InvGAN()"
 
