@@ -3,8 +3,12 @@
 import gzip
 import json
 import math
+import os
 import struct
+import subprocess
 import sys
+import time
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -168,6 +172,47 @@ def test_points_of_another_or_a_finished_run_are_not_taken_over(tmp_path, earlie
     path.write_text("not JSON" if earlier is None else json.dumps(earlier | points if earlier else earlier))
     (point,) = collect(path, {"steps": 4}, [{"d": 1}], lambda d: {"square": d * d}, seeds=[0])
     assert point["square"] == 1
+
+
+def say_and_wait(folder, number):
+    """A measurement that leaves its process's number and never comes to an end."""
+    (folder / str(number)).write_text(str(os.getpid()))
+    time.sleep(600)
+    return {}
+
+
+COLLECT = """
+import functools, sys
+from pathlib import Path
+from invgan.experiments.points import collect
+import test_experiments
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    measure = functools.partial(test_experiments.say_and_wait, folder)
+    collect(folder / "r.json", {}, [{"number": 0}, {"number": 1}], measure, seeds=[0], processes=2)
+"""
+
+
+def test_workers_end_with_a_run_that_is_killed(tmp_path):
+    (tmp_path / "collect_run.py").write_text(COLLECT)
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    run = subprocess.Popen(
+        [sys.executable, "collect_run.py", str(tmp_path)], cwd=tmp_path, env=os.environ | {"PYTHONPATH": path}
+    )
+    started = [tmp_path / "0", tmp_path / "1"]
+    _wait_until(lambda: all(file.exists() and file.read_text() for file in started))
+    workers = [int(file.read_text()) for file in started]
+    run.kill()
+    run.wait()
+    _wait_until(lambda: not any(Path(f"/proc/{worker}/status").exists() for worker in workers))
+
+
+def _wait_until(true):
+    for _ in range(1200):
+        if true():
+            return
+        time.sleep(0.05)
+    pytest.fail("not in a minute")
 
 
 # Planted generators, whose metrics have a closed form

@@ -1,11 +1,13 @@
 """Results that take hours, kept as they come: an interrupted run goes on where it was."""
 
 import json
+import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +74,26 @@ def _measure_all(
         for key in keys:
             yield key, _timed(measure, key)
         return
-    with ProcessPoolExecutor(
-        processes, mp_context=get_context("spawn"), initializer=torch.set_num_threads, initargs=(1,)
-    ) as pool:
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn"), initializer=_begin_worker) as pool:
         jobs = {pool.submit(_timed, measure, key): key for key in keys}
         try:
             for job in as_completed(jobs):
                 yield jobs[job], job.result()
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker() -> None:
+    """Take one thread, and end with the process that began this one: killed, it could not say so."""
+    torch.set_num_threads(1)
+    parent = parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 def _timed(measure: Callable[..., Point], key: Point) -> Point:
