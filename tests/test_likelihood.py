@@ -202,7 +202,7 @@ def test_the_aggregate_integrates_to_one_in_the_plane():
 
 def test_the_aggregate_falls_with_the_distance_and_stays_finite_far_away():
     mixture = curved_mixture(30, 5, bandwidths=Bandwidths(tangent=10.0, noise=1e-3, round=0.1))
-    direction = mixture._tangents.basis[:, -1]  # along the longest axis of the last component
+    direction = mixture.tangents.basis[:, -1]  # along the longest axis of the last component
     away = torch.logspace(1, 15, 15, dtype=torch.float64)[:, None] * direction
     values = mixture.log_prob(away)
     assert values.isfinite().all()

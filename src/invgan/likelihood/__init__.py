@@ -2,6 +2,7 @@
 
 from invgan.likelihood.aggregate import Bandwidths, TangentMixture
 from invgan.likelihood.annealed import ais
+from invgan.likelihood.attribution import attribute
 from invgan.likelihood.bits import bits_per_dimension, dequantize, revised_bits_per_dimension
 from invgan.likelihood.pointwise import (
     LogLikelihood,
@@ -21,6 +22,7 @@ __all__ = [
     "StochasticGenerator",
     "TangentMixture",
     "ais",
+    "attribute",
     "bits_per_dimension",
     "conditional",
     "dequantize",

@@ -105,7 +105,7 @@ class TangentMixture(nn.Module):
         # What follows from the buffers and the generator is computed again on loading, not stored. If the
         # generator is a module it must not become a part of this one, as by an assignment it would.
         self.__dict__["_generator"] = generator
-        self._tangents = self._all_tangents()
+        self.tangents = self._all_tangents()
 
     @torch.no_grad()
     def _all_tangents(self) -> "_Tangents":
@@ -219,14 +219,14 @@ class TangentMixture(nn.Module):
         Tensor, shape (m,)
         """
         if observed is None:
-            return _log_mixture(_pairs(rows, self.centers, self._tangents), self.bandwidths, self.round_share)
-        n, rank = self._tangents.lengths.shape
+            return _log_mixture(_pairs(rows, self.centers, self.tangents), self.bandwidths, self.round_share)
+        n, rank = self.tangents.lengths.shape
         size = max(1, MAX_GRAM_VALUES // ((rows.shape[1] + len(rows)) * rank**2))
         parts = [
             _log_marginal_components(
                 rows,
                 observed.to(rows),
-                self._tangents,
+                self.tangents,
                 self.centers,
                 block,
                 self.bandwidths,
@@ -315,7 +315,7 @@ def _joined(parts: Sequence[_Pairs]) -> _Pairs:
     )
 
 
-def _component_variances(
+def component_variances(
     lengths: Tensor, scale: Tensor, bandwidths: Bandwidths, round_share: float
 ) -> tuple[Tensor, Tensor]:
     """α, the variance along each axis, (…, n, r), and ν, that across them all, (…, n)."""
@@ -327,7 +327,7 @@ def _component_variances(
 
 def _log_mixture(pairs: _Pairs, bandwidths: Bandwidths, round_share: float) -> Tensor:
     """Log of the equally weighted mixture, shape (m,)."""
-    along, across = _component_variances(pairs.lengths, pairs.scale, bandwidths, round_share)
+    along, across = component_variances(pairs.lengths, pairs.scale, bandwidths, round_share)
     axes = "mnr"[-along.ndim :]
     quadratic = torch.einsum(f"mnr,{axes}->mn", pairs.along, 1 / along).add_(pairs.across / across)
     log_det = along.log().sum(-1) + (pairs.n_features - along.shape[-1]) * across.log()
@@ -345,7 +345,7 @@ def _log_marginal_components(
     round_share: float,
 ) -> Tensor:
     """Log-density of the observed features under the components numbered ``which``, m×b."""
-    along, noise = _component_variances(
+    along, noise = component_variances(
         tangents.lengths[which], tangents.scale[which], bandwidths, round_share
     )
     rank, centers = along.shape[1], centers[which]
