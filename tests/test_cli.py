@@ -22,6 +22,7 @@ from invgan.cli import main
 from invgan.data import Infer, read_table
 from invgan.data.scores import Scores, write_scores
 from invgan.detectors.latent import CHEAP_METHODS
+from invgan.report.text import shown, with_spread
 
 QUICK = ("--max-steps", "20")
 NAMES = ["a", "b", "c"]
@@ -480,11 +481,12 @@ def test_reasons_are_those_of_the_most_anomalous_rows_of_all_blocks(here, blocks
     model = load("../model")
     frame = pl.DataFrame(X, schema=NAMES)
     shares, (mean, std) = model.explain(frame), model.expected(frame)
-    assert out[1] == "The most anomalous rows, and the features that add most to it:"
+    assert out[1] == "The most anomalous rows, and the columns that add most to it:"
     for line, row, column in ((out[2], 1050, 1), (out[3], 3, 0)):
+        expected = with_spread(mean[row, column], std[row, column])
         assert line.startswith(
-            f"  row {row + 1} (p = 0.05): {NAMES[column]} {X[row, column]:.4g}, expected "
-            f"{mean[row, column]:.4g} ± {std[row, column]:.2g} ({shares[row, column]:+.3g} nats)"
+            f"  row {row + 1} (p = 0.05): {NAMES[column]} {shown(X[row, column])}, expected {expected} "
+            f"({shares[row, column]:+.3g} nats)"
         )
 
 
