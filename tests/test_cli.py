@@ -292,6 +292,20 @@ def test_report_shows_names_labels_and_the_model(here, capsys):
     assert Path("r.html").read_text() == page
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_report_reads_a_table_block_by_block(here, blocks, suffix):
+    X, y = rows(n=1100, n_anomalies=40)
+    write_csv("b.csv", X, odd=y)
+    pl.read_csv("b.csv").write_parquet("b.parquet", row_group_size=300)
+    assert main(["report", "../model", f"b{suffix}", "--label", "odd", "--out", "r.html"]) == 0
+    assert blocks == [512, 512, 116]
+    page, model = Path("r.html").read_text(), load("../model")
+    scores = model.score_samples(pl.DataFrame(X, schema=NAMES))
+    flagged = (scores < model.offset_).sum()
+    assert f'<span data-live="flagged">{flagged}</span> of 1140 rows flagged' in page
+    assert f">{roc_auc_score(y, -scores):.3f}<" in page
+
+
 def test_info_describes_the_model(here, capsys):
     assert main(["info", "../model"]) == 0
     card = dict(re.findall(r"^  (\S.*?)  +(\S.*?) *$", capsys.readouterr().out, re.MULTILINE))
