@@ -331,6 +331,8 @@ def test_filters_leave_the_rows_that_match_and_count_them(visit):
     assert names(page) == [f"row {row + 1}" for row in order[:EXPLAINED] if row % 3 == 2]
     page.locator("#find").fill("row 12")
     assert sorted(names(page)) == ["row 12", "row 120"]
+    page.locator("#find").fill("row 119")
+    assert status.text_content() == "Showing 1 of 1 row that matches."
     page.locator("#find").fill("nothing of the kind")
     assert names(page) == []
     assert status.text_content() == "Showing 0 of 0 rows that match."

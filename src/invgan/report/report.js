@@ -121,8 +121,9 @@
       row.element.querySelector(".verdict span").textContent = isFlagged(row) ? "flagged" : "not flagged";
     }
     body.replaceChildren(...visible.map((row) => row.element));
-    const matching = found.length === rows.length ? "" : " that match";
-    get("shown").textContent = `Showing ${count(visible.length)} of ${count(found.length)} rows${matching}.`;
+    const noun = found.length === 1 ? "row" : "rows";
+    const matching = found.length === rows.length ? "" : ` that match${found.length === 1 ? "es" : ""}`;
+    get("shown").textContent = `Showing ${count(visible.length)} of ${count(found.length)} ${noun}${matching}.`;
     get("more").hidden = visible.length === found.length;
   }
 
@@ -194,19 +195,22 @@
     slider.value = rate;
     setRate(rate);
   });
-  get("reset").addEventListener("click", () => {
+  function reset() {
     rateField.value = slider.value = data.rate;
     rateField.removeAttribute("aria-invalid");
     setRate(data.rate);
-  });
+  }
+  get("reset").addEventListener("click", reset);
 
   for (const button of document.querySelectorAll("[data-sort]")) {
     button.addEventListener("click", () => {
       const key = button.dataset.sort;
       const first = key === "deficit" ? -1 : 1; // the largest deficits are of interest
       sorting = { key, sign: sorting.key === key ? -sorting.sign : first };
-      for (const heading of document.querySelectorAll("#rows > thead [aria-sort]")) heading.ariaSort = "none";
-      button.parentElement.ariaSort = sorting.sign > 0 ? "ascending" : "descending";
+      for (const heading of document.querySelectorAll("#rows > thead [aria-sort]")) {
+        heading.setAttribute("aria-sort", "none");
+      }
+      button.parentElement.setAttribute("aria-sort", sorting.sign > 0 ? "ascending" : "descending");
       limit = STEP;
       showRows();
     });
@@ -225,5 +229,5 @@
 
   get("filters").hidden = false;
   document.body.classList.add("ready");
-  setRate(data.rate);
+  reset(); // a browser that loads a page again may have kept what was typed
 })();
