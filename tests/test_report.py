@@ -275,6 +275,10 @@ def test_reasons_add_up_to_the_deficit_and_name_categories():
     far = mean * [1, 1, 1, 1, 1e18]
     assert said([0, 1, 0, 1, 80], mean=far)["pulse"] == ("80", "above 120", False)
     assert said([0, 1, 0, 1, 163], mean=-far)["pulse"] == ("163", "below 50", True)
+    # Of a column that never varied, that is all there is to say.
+    constant = {name: np.array([0, 0, 0, 0, 50.0]) for name in ("lowest", "highest")}
+    assert said([0, 1, 0, 1, 50], **constant)["pulse"] == ("50", "50", False)
+    assert said([0, 1, 0, 1, 163], **constant)["pulse"] == ("163", "50", True)
 
 
 def test_the_metrics_are_scikit_learns(page_text):

@@ -112,6 +112,8 @@ def _words(column: Column, row: np.ndarray, mean: np.ndarray) -> tuple[str, str]
 
 def _number(value: float, mean: float, std: float, lowest: float, highest: float) -> tuple[str, bool]:
     """What a number should be, and whether this one stands out."""
+    if lowest == highest:
+        return shown(lowest), bool(abs(value - lowest) > 0)  # False for NaN
     reach = 10 * (highest - lowest)
     if lowest - reach <= mean <= highest + reach:
         return with_spread(mean, std), bool(abs(value - mean) > std)
