@@ -22,6 +22,7 @@ from invgan.cli import main
 from invgan.data import Infer, read_table
 from invgan.data.scores import Scores, write_scores
 from invgan.detectors.latent import CHEAP_METHODS
+from invgan.report.text import shown, with_spread
 
 QUICK = ("--max-steps", "20")
 NAMES = ["a", "b", "c"]
@@ -291,6 +292,20 @@ def test_report_shows_names_labels_and_the_model(here, capsys):
     assert Path("r.html").read_text() == page
 
 
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_report_reads_a_table_block_by_block(here, blocks, suffix):
+    X, y = rows(n=1100, n_anomalies=40)
+    write_csv("b.csv", X, odd=y)
+    pl.read_csv("b.csv").write_parquet("b.parquet", row_group_size=300)
+    assert main(["report", "../model", f"b{suffix}", "--label", "odd", "--out", "r.html"]) == 0
+    assert blocks == [512, 512, 116]
+    page, model = Path("r.html").read_text(), load("../model")
+    scores = model.score_samples(pl.DataFrame(X, schema=NAMES))
+    flagged = (scores < model.offset_).sum()
+    assert f'<span data-live="flagged">{flagged}</span> of 1140 rows flagged' in page
+    assert f">{roc_auc_score(y, -scores):.3f}<" in page
+
+
 def test_info_describes_the_model(here, capsys):
     assert main(["info", "../model"]) == 0
     card = dict(re.findall(r"^  (\S.*?)  +(\S.*?) *$", capsys.readouterr().out, re.MULTILINE))
@@ -480,11 +495,12 @@ def test_reasons_are_those_of_the_most_anomalous_rows_of_all_blocks(here, blocks
     model = load("../model")
     frame = pl.DataFrame(X, schema=NAMES)
     shares, (mean, std) = model.explain(frame), model.expected(frame)
-    assert out[1] == "The most anomalous rows, and the features that add most to it:"
+    assert out[1] == "The most anomalous rows, and the columns that add most to it:"
     for line, row, column in ((out[2], 1050, 1), (out[3], 3, 0)):
+        expected = with_spread(mean[row, column], std[row, column])
         assert line.startswith(
-            f"  row {row + 1} (p = 0.05): {NAMES[column]} {X[row, column]:.4g}, expected "
-            f"{mean[row, column]:.4g} ± {std[row, column]:.2g} ({shares[row, column]:+.3g} nats)"
+            f"  row {row + 1} (p = 0.05): {NAMES[column]} {shown(X[row, column])}, expected {expected} "
+            f"({shares[row, column]:+.3g} nats)"
         )
 
 

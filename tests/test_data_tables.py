@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from invgan.data import Images, Table, read_blocks, read_data, read_table, tables
+from invgan.data import Images, Table, read_blocks, read_data, read_labels, read_table, tables
 from invgan.errors import InputError
 
 X = np.array([[1.5, -2.0], [3.25, 4e17], [0.0, 1e-300]])
@@ -193,6 +193,20 @@ def test_one_row_is_enough_when_the_caller_says_so(tmp_path: Path) -> None:
 )
 def test_every_flaw_of_a_csv_gets_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:
     assert csv_refusal(tmp_path, text) == message
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz"])
+@pytest.mark.parametrize("y", [np.array([0, 1, 1]), np.array(["a", "1", "c"]), np.array([0.5, 1.0, 2.0])])
+def test_labels_alone_are_those_of_the_table(tmp_path: Path, suffix: str, y: np.ndarray) -> None:
+    path = tmp_path / f"t{suffix}"
+    if suffix == ".npz":
+        np.savez(path, X=X, odd=y)
+    else:
+        frame = pl.DataFrame(X, schema=["a", "b"]).with_columns(odd=pl.Series(y))
+        frame.write_csv(path) if suffix == ".csv" else frame.write_parquet(path)
+    whole, alone = read_table(path, label="odd").y, read_labels(path, "odd")
+    assert alone.dtype == whole.dtype
+    np.testing.assert_array_equal(alone, whole)
 
 
 def test_labels_that_cannot_be_used_get_their_line(tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ def test_the_report_ranks_the_digits(done):
     page = (folder / "report.html").read_text()
     assert "<h1>Digit 3 among the other nine</h1>" in page
     worst = int(scores["log_prob"].arg_min())
-    assert re.search(r'<p class="name">(.*?) <', page)[1] == f"row {worst + 1}, a {task.digits[worst]}"
+    first = re.search(r'<th scope="row" class="pinned">(.*?)</th>', page)[1]
+    assert first == f"row {worst + 1}, a {task.digits[worst]}"
     assert sorted(path.name for path in folder.iterdir()) == ["model", "report.html", "scores.csv"]
 
 

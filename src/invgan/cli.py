@@ -11,7 +11,7 @@ import sys
 import tempfile
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -452,22 +452,30 @@ def report(
 ) -> None:
     """Write an HTML report on DATA as MODEL sees it.
 
-    It shows the most anomalous rows, the scores, the training and, with --label, how well it finds anomalies.
+    It shows the scores, the most anomalous rows and why they are, the latent space, the training and, with
+    --label, how well it finds anomalies. A table is read and scored block by block.
     """
     _require_file_target(out, data)
+    from invgan.data import read_blocks
+    from invgan.data.images import Images, holds_images
     from invgan.report import write_report
     from invgan.report.of_model import report_content
 
     detector = _load(model, false_positive_rate)
-    rows, is_anomaly = _read(data, label=label, normal=normal, columns=_columns(detector))
+    if holds_images(data):
+        images, is_anomaly = _read(data, label=label, normal=normal, columns=None)
+        blocks: Iterable[Table | Images] = [images]
+        names = images.names if isinstance(images, Images) and data.is_dir() else None
+    else:
+        is_anomaly = _known_anomalies(data, label, normal)
+        blocks, names = read_blocks(data, label=label, columns=_columns(detector)), None
     content = report_content(
         detector,
-        _judge(detector, rows, data),
-        rows.X,
+        ((rows.X, detector.score_samples(_matched(detector, rows, data))) for rows in blocks),
         title=f"Anomalies in {data.name or data.resolve().name}",
         source=str(data),
         labels=None if is_anomaly is None else is_anomaly.astype(int),
-        row_names=_row_names(rows, data),
+        row_names=names,
     )
     write_report(out, content)
     print(f"The report is in {out}; open it in a browser.")
@@ -577,14 +585,9 @@ def _load(model: Path, false_positive_rate: float | None = None) -> "InvGAN":
 
 def _columns(detector: "InvGAN") -> "Columns | None":
     """What the columns of a table to score must hold; None for a model of images."""
-    from invgan.data import Columns
+    from invgan.report.of_model import columns_of
 
-    if len(detector.data_shape_) > 1:
-        return None
-    if detector.columns_ is not None:
-        return detector.columns_
-    names = getattr(detector, "feature_names_in_", [f"x{i}" for i in range(detector.data_shape_[0])])
-    return Columns.of_numbers([str(name) for name in names])
+    return None if len(detector.data_shape_) > 1 else columns_of(detector)
 
 
 def _read(
@@ -598,13 +601,27 @@ def _read(
     """Read the data and, where a label says so, which rows are anomalies."""
     from invgan.data import read_data
 
-    if normal and label is None:
-        raise typer.BadParameter("--normal is for the values of --label; give both.")
+    _require_label(label, normal)
     rows = read_data(data, label=label, min_rows=min_rows, columns=columns)
     if label is None:
         return rows, None
     assert rows.y is not None
     return rows, _anomalies(rows.y, f"{data}, label {label!r}", normal)
+
+
+def _known_anomalies(data: Path, label: str | None, normal: list[str] | None) -> "np.ndarray | None":
+    """Which rows of a table are anomalies, where a label says so, without keeping the other columns."""
+    from invgan.data import read_labels
+
+    _require_label(label, normal)
+    if label is None:
+        return None
+    return _anomalies(read_labels(data, label), f"{data}, label {label!r}", normal)
+
+
+def _require_label(label: str | None, normal: list[str] | None) -> None:
+    if normal and label is None:
+        raise typer.BadParameter("--normal is for the values of --label; give both.")
 
 
 def _anomalies(y: "np.ndarray", place: str, normal: list[str] | None) -> "np.ndarray":
@@ -666,28 +683,20 @@ def _discoveries(blocks: "list[Scores]", rate: float) -> "Iterator[Scores]":
 
 def _matched(detector: "InvGAN", rows: "Table | Images", data: Path) -> Any:
     """Bring the rows to what the model was fitted on; a table's columns are matched as it is read."""
-    import polars as pl
+    from invgan.report.of_model import as_fitted
 
     found, expected = rows.X.shape[1:], detector.data_shape_
-    known = getattr(detector, "feature_names_in_", None)
     if found != expected:
         raise InputError(
             f"{data}: has {_described(found)}, but the model was fitted on {_described(expected)}; "
             "give data of the same form."
         )
-    return rows.X if known is None else pl.DataFrame(rows.X, schema=list(known))
+    return as_fitted(detector, rows.X)
 
 
 def _described(shape: tuple[int, ...]) -> str:
     """What one row looks like."""
     return f"{'×'.join(map(str, shape))} images" if len(shape) == 3 else _count(shape[0], "column")
-
-
-def _row_names(rows: "Table | Images", data: Path) -> list[str]:
-    """File names for a folder of images, otherwise the numbers that the scores table has."""
-    if data.is_dir():
-        return list(rows.names)  # type: ignore[union-attr]
-    return [f"row {number}" for number in range(1, len(rows.X) + 1)]
 
 
 # Where it goes
@@ -761,25 +770,17 @@ def _print_table(columns: list[str], rows: list[list[Any]], *, title: str | None
 
 
 def _print_reasons(detector: "InvGAN", most: list[tuple[float, int, float, Any]]) -> None:
-    """Say of each row which features are most unlike what the others lead to expect."""
+    """Say of each row which columns are most unlike what the others lead to expect."""
     import numpy as np
-    import polars as pl
 
-    X = np.stack([row for *_, row in most])
-    names = [
-        str(name) for name in getattr(detector, "feature_names_in_", [f"x{i}" for i in range(X.shape[1])])
-    ]
-    named = pl.DataFrame(X, schema=names) if hasattr(detector, "feature_names_in_") else X
-    shares, (mean, std) = detector.explain(named), detector.expected(named)
-    print("The most anomalous rows, and the features that add most to it:")
-    for row, (_, number, p_value, values) in enumerate(most):
-        reasons = [
-            f"{names[i]} {values[i]:.4g}, expected {mean[row, i]:.4g} ± {std[row, i]:.2g} "
-            f"({shares[row, i]:+.3g} nats)"
-            for i in (-shares[row]).argsort(kind="stable")[:3]
-            if shares[row, i] > 0
-        ]
-        print(f"  row {number} (p = {p_value:.2g}): {'; '.join(reasons)}")
+    from invgan.report.of_model import reasons_of
+    from invgan.report.reasons import main_reasons
+
+    print("The most anomalous rows, and the columns that add most to it:")
+    all_reasons = reasons_of(detector, np.stack([row for *_, row in most]))
+    for (_, number, p_value, _), found in zip(most, all_reasons, strict=True):
+        texts = [f"{reason} ({reason.share:+.3g} nats)" for reason in main_reasons(found)]
+        print(f"  row {number} (p = {p_value:.2g}): {'; '.join(texts) or 'no column stands out by itself'}")
 
 
 def _warn_without_threshold(detector: "InvGAN") -> None:

@@ -4,7 +4,7 @@ from invgan.data.columns import Column, Columns
 from invgan.data.images import Images, pad_images, read_images
 from invgan.data.named import Dataset, adbench_tables, load
 from invgan.data.synthetic import SyntheticSample, synthetic
-from invgan.data.tables import Infer, Table, read_blocks, read_data, read_table
+from invgan.data.tables import Infer, Table, read_blocks, read_data, read_labels, read_table
 
 __all__ = [
     "Column",
@@ -20,6 +20,7 @@ __all__ = [
     "read_blocks",
     "read_data",
     "read_images",
+    "read_labels",
     "read_table",
     "synthetic",
 ]

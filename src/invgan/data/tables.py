@@ -165,6 +165,43 @@ def read_table(
     return table if y is None else replace(table, y=_labels(source.path, y))
 
 
+def read_labels(path: str | os.PathLike[str], label: str) -> np.ndarray:
+    """Read the labels of a table alone, block by block, as `read_table` gives them in `y`.
+
+    Parameters
+    ----------
+    path : str or path
+        The file.
+    label : str
+        The column, or an .npz file's array, that holds them.
+
+    Returns
+    -------
+    numpy.ndarray of shape (n,)
+
+    Raises
+    ------
+    InputError
+        As `read_table` does, except for what stands in other columns.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> path = pathlib.Path(tempfile.mkdtemp(), "people.csv")
+    >>> _ = path.write_text("age,odd\\n31,0\\n54,1\\n")
+    >>> read_labels(path, "odd").tolist()
+    [0, 1]
+    """
+    source = _open(Path(path), label, None)
+    if source.y is not None:
+        return _labels(source.path, source.y)
+    columns = [frame[label] for frame in _blocks(source)]
+    _require_rows(source, sum(map(len, columns)), 1)
+    # An Arrow type may be wider in one piece than in another.
+    series = pl.concat([column.to_frame() for column in columns], how="vertical_relaxed").to_series()
+    return _labels(source.path, series)
+
+
 def read_data(
     path: str | os.PathLike[str],
     *,

@@ -182,13 +182,31 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         return self._log_likelihood(rows, self._choice("method"), Search()).values
 
     def _conditional(self, rows: Tensor) -> Tensor:
-        def per_feature(block: Tensor) -> Tensor:
-            scaled = self._prepare_known(block)
-            z = self.model_.inference(scaled)
-            return conditional(self.model_.stochastic_generator, scaled, z).double()
-
         with self._scoring():
-            return self._blocks(per_feature, rows)
+            z = self._plausible_latents(rows)
+            scaled = self._blocks(self._prepare_known, rows)
+            f = self.model_.stochastic_generator
+            return self._blocks(lambda block, latents: conditional(f, block, latents).double(), scaled, z)
+
+    def _plausible_latents(self, rows: Tensor) -> Tensor:
+        """Return h(x), drawn back to where g and σ have seen rows.
+
+        Far from all training latents σ is as wide as it may be and g is a guess: every feature of such a row
+        would be blamed. A training latent's surroundings reach as far as nine in ten have another one.
+        """
+        codes = self.mixture_.codes.to(next(self.model_.parameters()))
+
+        def distances(z: Tensor) -> Tensor:
+            return torch.cdist(z, codes, compute_mode="donot_use_mm_for_euclid_dist")
+
+        def drawn_back(z: Tensor) -> Tensor:
+            distance, nearest = distances(z).min(1, keepdim=True)
+            center = codes[nearest[:, 0]]
+            return torch.where(distance > reach, center + reach / distance * (z - center), z)
+
+        two_nearest = self._blocks(lambda z: distances(z).topk(min(2, len(codes)), largest=False)[0], codes)
+        reach = two_nearest[:, -1].quantile(0.9)
+        return self._blocks(drawn_back, self._encode(rows))
 
     def log_likelihood(
         self,
@@ -389,10 +407,11 @@ class LatentDetector(TransformerMixin, NeuralDetector):
     def explain(self, X: Any) -> np.ndarray:
         r"""Tell how much each feature adds to a row being unusual, given its latent.
 
-        .. math:: \text{share}_i = \mathrm{E}_{\text{held out}}[\log p(x_i | z)] - \log p(x_i | h(x))
+        .. math:: \text{share}_i = \mathrm{E}_{\text{held out}}[\log p(x_i | z)] - \log p(x_i | z(x))
 
         Since p(x | z) is a product over features, the shares sum to the row's whole deficit in log p(x | z)
-        against the typical held-out row.
+        against the typical held-out row. z(x) is h(x), or, where that lies further from every training
+        row's latent than nine in ten of these lie from another one, the point at that distance on the way.
 
         Returns
         -------
@@ -405,19 +424,19 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         return torch.where(rows.isnan(), 0, shares).numpy()
 
     def expected(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        r"""Return what each feature was expected to be, given the row's latent, in the data's own units.
+        r"""Return what each feature was expected to be, given `explain`'s latent, in the data's own units.
 
         Returns
         -------
         mean : ndarray, shape of X
-            g(h(x)).
+            g(z(x)).
         std : ndarray, shape of X
-            σ(h(x)); where a column was transformed, to first order.
+            σ(z(x)); where a column was transformed, to first order.
         """
         check_is_fitted(self)
         rows = self._check_rows(X, fitting=False, missing=True)
         with self._scoring():
-            z = self._encode(rows)
+            z = self._plausible_latents(rows)
             mean = self._decode(z)
             std = self._blocks(self.model_.variance, z)
             std = std / self.scaling_.log_derivative(mean).exp()

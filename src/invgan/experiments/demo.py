@@ -67,8 +67,7 @@ def run(
 
     content = report_content(
         detector,
-        judged,
-        task.test,
+        [(task.test, judged.log_prob)],
         title=f"Digit {abnormal} among the other nine",
         source="scikit-learn's digits",
         labels=task.labels,

@@ -2,38 +2,87 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from invgan.calibration import checked_vector
+from invgan.calibration import checked_vector, conformal_p_values, threshold_at_false_positive_rate
+from invgan.report.reasons import Reason
+
+LISTED_ROWS = 20_000
+"""Rows that the ranking lists, the lowest scores first; a page of more would be too large to send around."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Pictures:
+    """Images with what they were expected to be.
+
+    Attributes
+    ----------
+    images : numpy.ndarray, shape (k, C, H, W)
+        uint8 or float in any range; NaN = missing.
+    expected : numpy.ndarray, shape (k, C, H, W)
+        The reconstructions, in the images' range.
+    shares : numpy.ndarray, shape (k, C, H, W)
+        Each value's share of the deficit in nats.
+    """
+
+    images: np.ndarray
+    expected: np.ndarray
+    shares: np.ndarray
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class LatentMap:
+    """Latents in the plane of their two widest directions.
+
+    Attributes
+    ----------
+    training : numpy.ndarray, shape (t, 2)
+        Of rows that the model was fitted on.
+    rows : numpy.ndarray of int, shape (r,)
+        Which of the report's rows are shown.
+    points : numpy.ndarray, shape (r, 2)
+        Theirs.
+    variance : float
+        The share of the training latents' variance that the plane holds.
+    """
+
+    training: np.ndarray
+    rows: np.ndarray
+    points: np.ndarray
+    variance: float
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class ReportContent:
     """Everything that a report says about n rows.
 
+    p-values, the threshold and the flagged rows follow from the calibration scores, in the page for any
+    other false-positive rate too.
+
     Attributes
     ----------
     title : str
         The heading of the page.
-    rows : numpy.ndarray, shape (n, C, H, W) or (n, D)
-        Images, uint8 or float in any range, or a table of numbers or text; NaN = missing.
     scores : numpy.ndarray of float, shape (n,)
         log p(x) in nats, higher = more normal; may be infinite, not NaN.
-    p_values : numpy.ndarray of float, shape (n,)
-    is_anomaly : numpy.ndarray of bool, shape (n,)
-        The decisions: True for a flagged row.
-    threshold : float
-        The score below which rows are flagged, in nats; −∞ flags none.
+    calibration_scores : numpy.ndarray of float, shape (m,)
+        Scores of held-out normal rows.
+    false_positive_rate : float in [0, 1)
+        Share of normal rows that may be flagged, to begin with.
     facts : sequence of (str, value)
         Named facts for the summary, in order.
     labels : numpy.ndarray of int, shape (n,), optional
         The truth where it is known: 1 = anomaly, 0 = normal.
-    feature_names : sequence of str, length D, optional
-        Names of a table's columns; by default x0, x1, …
     row_names : sequence of str, length n, optional
-        By default the rows are numbered from 0.
+        By default the rows are numbered from 1.
+    reasons : sequence of sequences of Reason
+        Of the rows with the lowest scores, in the order of :attr:`order`: why they are unusual.
+    pictures : Pictures, optional
+        Of the rows with the lowest scores, in the same order.
+    latent_map : LatentMap, optional
     comparison : mapping of str to mapping of str to float, optional
         Name of a score → its ``"auroc"``, ``"ap"``, ``"precision"``, ``"recall"`` or ``"f1"``, in order.
     history : mapping, optional
@@ -49,62 +98,90 @@ class ReportContent:
 
     Examples
     --------
-    >>> ReportContent(
+    >>> content = ReportContent(
     ...     title="Two rows",
-    ...     rows=np.array([[0.0], [9.0]]),
     ...     scores=np.array([-1.0, -41.0]),
-    ...     p_values=np.array([0.5, 0.01, 0.2]),
-    ...     is_anomaly=np.array([False, True]),
-    ...     threshold=-3.0,
+    ...     calibration_scores=np.array([-3.0, -2.0, -1.5, 0.0]),
+    ...     false_positive_rate=0.2,
     ... )
-    Traceback (most recent call last):
-    ...
-    ValueError: The 'p_values' parameter of ReportContent must have one value per row (2). Got 3 instead.
+    >>> content.threshold, content.is_anomaly.tolist(), content.p_values.tolist()
+    (-3.0, [False, True], [0.8, 0.2])
     """
 
     title: str
-    rows: np.ndarray
     scores: np.ndarray
-    p_values: np.ndarray
-    is_anomaly: np.ndarray
-    threshold: float
+    calibration_scores: np.ndarray
+    false_positive_rate: float
     facts: Sequence[tuple[str, Any]] = ()
     labels: np.ndarray | None = None
-    feature_names: Sequence[str] | None = None
     row_names: Sequence[str] | None = None
+    reasons: Sequence[Sequence[Reason]] = ()
+    pictures: Pictures | None = None
+    latent_map: LatentMap | None = None
     comparison: Mapping[str, Mapping[str, float]] | None = None
     history: Mapping[str, Any] | None = None
     model_card: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        shape = np.shape(self.rows)
-        if len(shape) not in (2, 4) or 0 in shape:
-            self._fail("rows", "be a non-empty table (n, D) or images (n, C, H, W)", f"shape {shape}")
-        for name in ("scores", "p_values", "is_anomaly", "labels", "row_names"):
-            values = getattr(self, name)
-            if values is not None and len(values) != shape[0]:
-                self._fail(name, f"have one value per row ({shape[0]})", len(values))
-        for name in ("scores", "p_values"):
+        for name in ("scores", "calibration_scores"):
             checked_vector(getattr(self, name), name=name, owner="ReportContent")
-        if np.asarray(self.is_anomaly).dtype != np.bool_:
-            self._fail("is_anomaly", "be an array of bool", f"dtype {np.asarray(self.is_anomaly).dtype}")
-        if np.isnan(self.threshold):
-            self._fail("threshold", "be a float other than NaN", self.threshold)
+        n_rows = len(self.scores)
+        for name in ("labels", "row_names"):
+            values = getattr(self, name)
+            if values is not None and len(values) != n_rows:
+                self._fail(name, f"have one value per row ({n_rows})", len(values))
+        if not 0 <= self.false_positive_rate < 1:
+            self._fail("false_positive_rate", "be a float in the range [0.0, 1.0)", self.false_positive_rate)
         if self.labels is not None and not np.isin(self.labels, [0, 1]).all():
             self._fail("labels", "hold 0 (normal) and 1 (anomaly) only", np.unique(self.labels)[:5].tolist())
-        if self.feature_names is not None and len(self.feature_names) != shape[1]:
-            self._fail("feature_names", f"have one name per column ({shape[1]})", len(self.feature_names))
+        if len(self.reasons) > len(self.order):
+            self._fail("reasons", f"be of {len(self.order)} rows at most", len(self.reasons))
+        if self.pictures is not None:
+            shape = np.shape(self.pictures.images)
+            if len(shape) != 4 or 0 in shape or shape[0] > len(self.order):
+                self._fail("pictures", f"have 1 to {len(self.order)} images (k, C, H, W)", f"shape {shape}")
+            for name in ("expected", "shares"):
+                if np.shape(getattr(self.pictures, name)) != shape:
+                    found = f"shape {np.shape(getattr(self.pictures, name))}"
+                    self._fail("pictures", f"have {name} of the images' shape {shape}", found)
 
     def _fail(self, name: str, requirement: str, found: object) -> None:
         """Raise in scikit-learn's wording."""
         raise ValueError(f"The '{name}' parameter of ReportContent must {requirement}. Got {found} instead.")
 
+    @cached_property
+    def p_values(self) -> np.ndarray:
+        """Conformal p-values, shape (n,)."""
+        return conformal_p_values(self.scores, self.calibration_scores)
+
+    @cached_property
+    def below(self) -> np.ndarray:
+        """How many calibration scores are at or below each row's, shape (n,): p = (1 + below) / (m + 1)."""
+        return np.rint(self.p_values * (len(self.calibration_scores) + 1)).astype(np.int64) - 1
+
+    @cached_property
+    def threshold(self) -> float:
+        """The score below which rows are flagged, in nats; −∞ flags none."""
+        return threshold_at_false_positive_rate(self.calibration_scores, self.false_positive_rate)
+
     @property
-    def has_images(self) -> bool:
-        """Whether the rows are images."""
-        return self.rows.ndim == 4
+    def is_anomaly(self) -> np.ndarray:
+        """True for a flagged row, shape (n,)."""
+        return np.asarray(self.scores < self.threshold)
+
+    @cached_property
+    def order(self) -> np.ndarray:
+        """The rows that are listed, the lowest score first, tied rows as they come."""
+        return np.argsort(self.scores, kind="stable")[:LISTED_ROWS]
 
     @property
     def has_both_classes(self) -> bool:
         """Whether known anomalies can be compared with known normal rows."""
         return self.labels is not None and np.unique(self.labels).size == 2
+
+    def name(self, row: int) -> str:
+        """What a row is called."""
+        if self.row_names is None:
+            return f"row {row + 1}"
+        # File names may hold bytes that are no characters; they must not keep the report from being written.
+        return self.row_names[row].encode("utf-8", errors="backslashreplace").decode()

@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -14,13 +14,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 from scipy.stats import rankdata
-from sklearn.metrics import roc_curve
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from invgan.report.text import counted, nats, shown
 
-# Blue and vermilion differ to every kind of colour vision, and in lightness. The page's style sheet defines
-# the same names, so that the dark theme recolours its plots.
-COLOURS = {"ink": "#3a424b", "rule": "#d9dee4", "normal": "#2468a8", "anomaly": "#c4480f"}
+# Okabe and Ito's blue and vermilion differ to every kind of colour vision. The page's style sheet defines the
+# same names, so that the dark theme recolours its plots.
+COLOURS = {"ink": "#3a424b", "rule": "#d9dee4", "normal": "#0072b2", "anomaly": "#d55e00"}
+
+_LIVE = "live"
+"""Marks what the page's script draws anew, because it moves with the false-positive rate."""
 
 _STYLE = {
     "font.size": 9,
@@ -48,6 +51,7 @@ _STYLE = {
     "legend.frameon": False,
     "font.sans-serif": ["DejaVu Sans"],
     "svg.fonttype": "none",
+    "hatch.linewidth": 0.7,
 }
 
 
@@ -86,7 +90,7 @@ def histogram_figure(
         figure = Figure(figsize=(10, 3.2), layout="constrained")
         axes = figure.add_subplot()
         if labels is None:
-            _outline(axes, np.histogram(clipped, edges)[0], edges, COLOURS["normal"], None)
+            _outline(axes, np.histogram(clipped, edges)[0], edges, "normal", None)
             axes.set_ylabel("rows")
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         else:
@@ -95,14 +99,14 @@ def histogram_figure(
                 count = np.count_nonzero(known == label)
                 if count:
                     share = np.histogram(clipped[known == label], edges)[0] / count
-                    _outline(axes, share, edges, COLOURS[name], f"{name}, {counted(count, 'row')}")
+                    _outline(axes, share, edges, name, f"{name}, {counted(count, 'row')}")
             axes.set_ylabel("share of the class")
             axes.yaxis.set_major_locator(MaxNLocator(5))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
         if np.isfinite(threshold):
             dashes = (0, (4, 3))
-            name = f"threshold {nats(threshold)}"
-            axes.axvline(threshold, color=COLOURS["ink"], linewidth=1.2, linestyle=dashes, label=name)
+            line = axes.axvline(threshold, color=COLOURS["ink"], linewidth=1.2, linestyle=dashes)
+            line.set(label="threshold", gid=_LIVE)
         if axes.get_legend_handles_labels()[0]:
             # Above the plot, where no bar can lie under it.
             axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.3, borderpad=0, ncols=3)
@@ -145,32 +149,78 @@ def roc_figure(scores: ArrayLike, labels: ArrayLike, *, is_anomaly: ArrayLike | 
     known = np.asarray(labels).astype(bool)
     # Ranks, because scikit-learn refuses infinite scores.
     false_positives, true_positives, _ = roc_curve(known, rankdata(-np.asarray(scores, dtype=np.float64)))
+    point = None
+    if is_anomaly is not None:
+        flagged = np.asarray(is_anomaly)
+        point = (flagged[~known].mean(), flagged[known].mean())
+    return _square_figure(
+        (false_positives, true_positives),
+        chance=((0, 1), (0, 1)),
+        point=point,
+        xlabel="false-positive rate: normal rows flagged",
+        ylabel="true-positive rate: anomalies found",
+    )
+
+
+def precision_recall_figure(
+    scores: ArrayLike, labels: ArrayLike, *, is_anomaly: ArrayLike | None = None
+) -> Figure:
+    """Precision over recall, and on the curve the decisions that were taken.
+
+    Parameters
+    ----------
+    scores, labels, is_anomaly
+        As in :func:`roc_figure`.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        A step to the left for each threshold, so that the area below is the average precision.
+
+    Examples
+    --------
+    >>> figure = precision_recall_figure([-9.0, -1.0, 2.0], [1, 0, 0])
+    >>> figure.axes[0].lines[1].get_xydata().tolist()
+    [[1.0, 0.333...], [1.0, 0.5], [1.0, 1.0], [0.0, 1.0]]
+    """
+    known = np.asarray(labels).astype(bool)
+    precision, recall, _ = precision_recall_curve(known, rankdata(-np.asarray(scores, dtype=np.float64)))
+    point = None
+    if is_anomaly is not None and np.any(is_anomaly):  # without flagged rows there is no precision
+        flagged = np.asarray(is_anomaly)
+        point = (flagged[known].mean(), known[flagged].mean())
+    share = known.mean()
+    return _square_figure(
+        (recall, precision),
+        chance=((0, 1), (share, share)),
+        point=point,
+        xlabel="recall: anomalies found",
+        ylabel="precision: flagged rows that are anomalies",
+        drawstyle="steps-post",
+    )
+
+
+def _square_figure(
+    curve: tuple[ArrayLike, ArrayLike],
+    *,
+    chance: tuple[ArrayLike, ArrayLike],
+    point: tuple[float, float] | None,
+    xlabel: str,
+    ylabel: str,
+    drawstyle: str = "default",
+) -> Figure:
+    """A curve of rates beside that of guessing, with a point on it."""
     with _style():
-        figure = Figure(figsize=(4.4, 4.4), layout="constrained")
+        figure = Figure(figsize=(4.4, 4.6), layout="constrained")
         axes = figure.add_subplot(aspect="equal")
         axes.grid(True, axis="both")
-        axes.plot([0, 1], [0, 1], color=COLOURS["ink"], linewidth=1, linestyle=(0, (1, 3)))
-        axes.plot(false_positives, true_positives, color=COLOURS["normal"], linewidth=2, clip_on=False)
-        if is_anomaly is not None:
-            flagged = np.asarray(is_anomaly)
-            point = (flagged[~known].mean(), flagged[known].mean())
-            axes.plot(*point, "o", color=COLOURS["anomaly"], markersize=7, clip_on=False, zorder=3)
-            to_right, above = point[0] < 0.6, point[1] < 0.15  # so that the words stay inside
-            axes.annotate(
-                "flagged rows",
-                point,
-                (8 if to_right else -8, 6 if above else -6),
-                textcoords="offset points",
-                ha="left" if to_right else "right",
-                va="bottom" if above else "top",
-                color=COLOURS["anomaly"],
-            )
-        axes.set(
-            xlim=(0, 1),
-            ylim=(0, 1),
-            xlabel="false-positive rate: normal rows flagged",
-            ylabel="true-positive rate: anomalies found",
-        )
+        axes.plot(*chance, color=COLOURS["ink"], linewidth=1, linestyle=(0, (1, 3)), label="guessing")
+        axes.plot(*curve, color=COLOURS["normal"], linewidth=2, clip_on=False, drawstyle=drawstyle)
+        if point is not None:
+            (mark,) = axes.plot(*point, "^", color=COLOURS["anomaly"], markersize=8, clip_on=False, zorder=3)
+            mark.set(label="flagged rows", gid=_LIVE)
+        axes.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.8, borderpad=0, ncols=2)
+        axes.set(xlim=(0, 1), ylim=(0, 1), xlabel=xlabel, ylabel=ylabel)
     return figure
 
 
@@ -223,7 +273,7 @@ def training_figure(history: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def inline_svg(figure: Figure, description: str) -> Markup:
+def inline_svg(figure: Figure, description: str, *, name: str | None = None) -> Markup:
     """The figure as an SVG element for a page that defines the `COLOURS` as custom properties.
 
     Text stays text, in the page's font. The same figure gives the same bytes; nothing in it refers to
@@ -234,6 +284,10 @@ def inline_svg(figure: Figure, description: str) -> Markup:
     figure : matplotlib.figure.Figure
     description : str
         What a reader who cannot see the figure should know; different for each figure of a page.
+    name : str, optional
+        For the page's script to find the plot by. The element then also says where its first axes lie
+        (``data-box``: left, right, bottom, top in the units of its view box) and what they span
+        (``data-limits``, in the data's units).
 
     Returns
     -------
@@ -254,15 +308,27 @@ def inline_svg(figure: Figure, description: str) -> Markup:
             metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
         )
     svg = buffer.getvalue()
-    view_box = re.search(r'viewBox="[^"]*"', svg)
+    view_box = re.search(r'viewBox="0 0 (\S+) (\S+)"', svg)
     assert view_box is not None
     body = svg[svg.index("</defs>") + len("</defs>") :]  # after matplotlib's own style sheet
+    body = body.replace(f'<g id="{_LIVE}"', f'<g class="{_LIVE}"')
     body = re.sub(r'<g id="[^"]*"', "<g", body)  # counted anew in each figure, so not unique in a page
     body = re.sub(r"font-family: [^;]*; ?", "", body)
     body = re.sub(r"\n\s*", "\n", body)
-    for name, colour in COLOURS.items():
-        body = body.replace(colour, f"var(--{name})")
-    return Markup(f'<svg role="img" aria-label="{escape(description)}" {view_box[0]}>') + Markup(body)
+    for colour_name, colour in COLOURS.items():
+        body = body.replace(colour, f"var(--{colour_name})")
+    attributes = f'role="img" aria-label="{escape(description)}" {view_box[0]}'
+    if name is not None:
+        axes = figure.axes[0]
+        box, width, height = axes.get_position(), float(view_box[1]), float(view_box[2])
+        sides = (box.x0 * width, box.x1 * width, (1 - box.y0) * height, (1 - box.y1) * height)
+        limits = (*axes.get_xlim(), *axes.get_ylim())
+        attributes += f' data-plot="{name}" data-box="{_listed(sides)}" data-limits="{_listed(limits)}"'
+    return Markup(f"<svg {attributes}>") + Markup(body)
+
+
+def _listed(values: Iterable[float]) -> str:
+    return " ".join(repr(float(value)) for value in values)
 
 
 def _style(more: Mapping[str, Any] | None = None) -> AbstractContextManager[None]:
@@ -293,8 +359,11 @@ def _bins(values: np.ndarray, width: float) -> int:
     return int(np.clip(width / bin_width, 12, 80)) if bin_width > 0 else 40
 
 
-def _outline(axes: Axes, heights: np.ndarray, edges: np.ndarray, colour: str, label: str | None) -> None:
-    """Draw a histogram as one tinted shape."""
-    axes.stairs(heights, edges, fill=True, color=colour, alpha=0.22, linewidth=0)
+def _outline(axes: Axes, heights: np.ndarray, edges: np.ndarray, name: str, label: str | None) -> None:
+    """Draw a histogram as one tinted shape, an anomaly's hatched as well."""
+    colour = COLOURS[name]
+    axes.stairs(heights, edges, fill=True, color=colour, alpha=0.18, linewidth=0)
     # NaN leaves out the outline of empty bins, which would hide the other class's base line.
-    axes.stairs(np.where(heights > 0, heights, np.nan), edges, color=colour, linewidth=1.5, label=label)
+    shown_heights = np.where(heights > 0, heights, np.nan)
+    hatch = "////" if name == "anomaly" else None
+    axes.stairs(shown_heights, edges, color=colour, linewidth=1.5, label=label, hatch=hatch)

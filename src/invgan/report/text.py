@@ -57,6 +57,24 @@ def shown(value: Any) -> str:
     return _typographic(f"{number:,.0f}" if 1e5 <= size < 1e9 else f"{number:.5g}")
 
 
+def with_spread(mean: float, std: float) -> str:
+    """A mean and its standard deviation, which has two digits, to the same place.
+
+    Examples
+    --------
+    >>> with_spread(72.34, 11.2), with_spread(-0.5, 0.0312), with_spread(41234, 1530), with_spread(-0.2, 9.96)
+    ('72 ± 11', '−0.500 ± 0.031', '41,200 ± 1,500', '0 ± 10')
+    """
+    if not (np.isfinite(mean) and np.isfinite(std) and std > 0):
+        return f"{shown(mean)} ± {shown(std)}"
+    decimals = 1 - int(f"{std:.1e}"[4:])  # the exponent after rounding: 9.96 counts as 10
+    if decimals > 6 or decimals < -7:
+        return _typographic(f"{mean:.3g} ± {std:.2g}")
+    mean, std = round(mean, decimals) + 0.0, round(std, decimals)  # never −0
+    places, comma = max(decimals, 0), "," if abs(mean) >= 1e4 else ""
+    return _typographic(f"{mean:{comma}.{places}f} ± {std:{comma}.{places}f}")
+
+
 def _typographic(text: str) -> str:
     """The signs that a typesetter would use."""
     # Not in exponents, where the plain one is the convention.
