@@ -24,6 +24,7 @@ from invgan.likelihood import (
     LogLikelihood,
     TangentMixture,
     ais,
+    attribute,
     conditional,
     importance,
     joint,
@@ -46,8 +47,18 @@ MAX_COMPONENTS = 5000
 """Training rows that carry a component of the aggregate density, chosen at random where there are more."""
 SEARCH_BLOCK = 16
 """Rows whose modes are searched for together: all wait for the slowest, and samples make them many anyway."""
+MAX_TYPICAL = 256
+"""Held-out rows over which a feature's typical log-density is averaged, at most."""
 MAX_STD = 10.0
 """Largest σ, in units of the scaled data, whose own spread is about one."""
+
+
+class _Judged(NamedTuple):
+    """Each feature by itself, (m, D) or, of the expectation, (m, *data_shape)."""
+
+    log_prob: Tensor  # in the data's units; 0 where the feature is missing
+    mean: Tensor  # what was expected of it
+    std: Tensor  # and how far from that it may be
 
 
 class Search(NamedTuple):
@@ -140,8 +151,9 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         """Train the model on the split's rows and make it ready to score."""
         self._train(rows, split, seed)
         self._prepare_scoring(rows[np.concatenate([split.training, split.validation])], seed)
-        held_out = rows[np.concatenate([split.validation, split.calibration])]
-        self.typical_ = self._conditional(held_out).mean(0)
+        # Not those of validation where there are others: they carry components of the density themselves.
+        held_out = split.calibration if len(split.calibration) else split.validation
+        self.typical_ = self._judge_features(rows[held_out[:MAX_TYPICAL]]).log_prob.mean(0)
 
     # ---------------------------------------------------------------- scoring
 
@@ -181,12 +193,28 @@ class LatentDetector(TransformerMixin, NeuralDetector):
     def _score_rows(self, rows: Tensor) -> np.ndarray:
         return self._log_likelihood(rows, self._choice("method"), Search()).values
 
-    def _conditional(self, rows: Tensor) -> Tensor:
+    def _judge_features(self, rows: Tensor, *, typical: Tensor | None = None) -> "_Judged":
+        """Judge each feature: a table's given the others, an image's pixels given the latent."""
         with self._scoring():
-            z = self._plausible_latents(rows)
-            scaled = self._blocks(self._prepare_known, rows)
-            f = self.model_.stochastic_generator
-            return self._blocks(lambda block, latents: conditional(f, block, latents).double(), scaled, z)
+            if len(self.data_shape_) > 1:
+                return self._judge_by_latent(rows)
+            known, scaled = ~rows.isnan(), self._prepare_known(rows)
+            derivative = self.scaling_.log_derivative(rows.nan_to_num().to(scaled.device)).expand(rows.shape)
+            # Sought in the data's units, where the derivative of a bent column differs by row.
+            baseline = None if typical is None else typical - derivative
+            known = known.to(scaled.device)
+            found = attribute(self.mixture_, scaled, typical=baseline, observed=known)
+            mean = self.scaling_.inverse(found.mean)
+            std = found.std / self.scaling_.log_derivative(mean).exp()
+            return _Judged(torch.where(known, derivative - found.surprise, 0), mean, std)
+
+    def _judge_by_latent(self, rows: Tensor) -> "_Judged":
+        z, f = self._plausible_latents(rows), self.model_.stochastic_generator
+        scaled = self._blocks(self._prepare_known, rows)
+        log_prob = self._blocks(lambda block, latents: conditional(f, block, latents).double(), scaled, z)
+        mean = self._decode(z)
+        std = self._blocks(self.model_.variance, z) / self.scaling_.log_derivative(mean).exp()
+        return _Judged(log_prob + self.scaling_.log_derivative(rows), mean, std)
 
     def _plausible_latents(self, rows: Tensor) -> Tensor:
         """Return h(x), drawn back to where g and σ have seen rows.
@@ -405,42 +433,56 @@ class LatentDetector(TransformerMixin, NeuralDetector):
     # ---------------------------------------------------- explanations and latents
 
     def explain(self, X: Any) -> np.ndarray:
-        r"""Tell how much each feature adds to a row being unusual, given its latent.
+        r"""Tell how many nats each feature adds to a row being unusual.
 
-        .. math:: \text{share}_i = \mathrm{E}_{\text{held out}}[\log p(x_i | z)] - \log p(x_i | z(x))
+        .. math:: \text{share}_i = \mathrm{E}_{\text{held out}}[\ell_i] - \ell_i(x), \qquad
+            \sum_i \ell_i(x) = \log p(x)
 
-        Since p(x | z) is a product over features, the shares sum to the row's whole deficit in log p(x | z)
-        against the typical held-out row. z(x) is h(x), or, where that lies further from every training
-        row's latent than nine in ten of these lie from another one, the point at that distance on the way.
+        For tables p is the aggregate density, and :math:`\ell_i` the log-density of feature i given the
+        others that are not more surprising than it (:func:`~invgan.likelihood.attribute`). For images it is
+        the pixel's under the latent: :math:`\log p(x_i | z)`, whose sum is log p(x | z). z is h(x), or, where
+        that lies further from every training row's latent than nine in ten of these lie from another one,
+        the point at that distance on the way. The shares sum to the row's whole deficit in log p against the
+        typical held-out row.
 
         Returns
         -------
         ndarray, shape of X
-            In nats; large where a feature is unlike what its latent predicts, 0 where it is missing.
+            In nats; large where a feature is not what was expected, 0 where it is missing.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from invgan import InvGAN
+        >>> a, noise = np.random.default_rng(0).normal(size=(2, 300))
+        >>> X = np.stack([a, a + 0.1 * noise, noise], 1)
+        >>> detector = InvGAN(max_steps=100, random_state=0).fit(X)
+        >>> odd = [[2.0, 2.0, 9.0]]  # the third is far too large, the first two belong together
+        >>> detector.explain(odd).argmax()
+        2
         """
         check_is_fitted(self)
         rows = self._check_rows(X, fitting=False, missing=True)
-        shares = (self.typical_ - self._conditional(rows)).cpu().view(rows.shape)
+        found = self._judge_features(rows, typical=self.typical_).log_prob
+        shares = (self.typical_ - found).cpu().view(rows.shape)
         return torch.where(rows.isnan(), 0, shares).numpy()
 
     def expected(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
-        r"""Return what each feature was expected to be, given `explain`'s latent, in the data's own units.
+        r"""Return what each feature was expected to be, in the data's own units.
 
         Returns
         -------
         mean : ndarray, shape of X
-            g(z(x)).
+            For tables its conditional mean given those other features that :meth:`explain` does not find
+            more surprising; for images g(z).
         std : ndarray, shape of X
-            σ(z(x)); where a column was transformed, to first order.
+            The conditional standard deviation; for images σ(z). Where a column was transformed, both to
+            first order.
         """
         check_is_fitted(self)
         rows = self._check_rows(X, fitting=False, missing=True)
-        with self._scoring():
-            z = self._plausible_latents(rows)
-            mean = self._decode(z)
-            std = self._blocks(self.model_.variance, z)
-            std = std / self.scaling_.log_derivative(mean).exp()
-        return mean.cpu().numpy(), std.cpu().numpy().reshape(rows.shape)
+        found = self._judge_features(rows, typical=self.typical_)
+        return found.mean.cpu().view(rows.shape).numpy(), found.std.cpu().view(rows.shape).numpy()
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the latents h(x), shape (n, d)."""
