@@ -321,6 +321,21 @@ def test_a_constant_column_is_no_mistake(here):
     assert np.isfinite(load("model").score_samples(pl.DataFrame(X, schema=NAMES))).all()
 
 
+def test_a_large_table_is_learned_from_by_a_sample_of_its_rows(here, capsys, monkeypatch):
+    monkeypatch.setattr("invgan.data.tables.SAMPLE_ROWS", 512)
+    X, y = rows(n=900, n_anomalies=100)
+    write_csv("b.csv", X, odd=y)
+    assert main(["fit", "b.csv", "--out", "model", "--label", "odd", "--seed", "3", *QUICK]) == 0
+    chosen = np.sort(np.random.default_rng(3).random(1000).argsort()[:512])
+    normal = X[chosen][y[chosen] == 0]
+    assert capsys.readouterr().out.startswith(
+        f"Fitted on {len(normal)} rows of b.csv, without the {512 - len(normal)} anomalies among them, and "
+        "saved to model.\nKept 512 of 1,000 rows, drawn at random; training sees 2,560.\n"
+    )
+    expected = InvGAN(max_steps=20, unskew=True, random_state=3).fit(pl.DataFrame(normal, schema=NAMES))
+    np.testing.assert_array_equal(load("model").calibration_scores_, expected.calibration_scores_)
+
+
 def test_an_existing_model_is_replaced(here):
     X, _ = rows()
     write_csv("b.csv", X)
@@ -845,7 +860,7 @@ def test_usage_mistakes(here, refused):
         "estimates, theorem1, densities, detectors, digits; try 'invgan reproduce --help'."
     )
     assert refused("benchmark", "sped") == (
-        "Invalid value: 'sped' is none of speed, adbench; try 'invgan benchmark --help'."
+        "Invalid value: 'sped' is none of speed, adbench, streams; try 'invgan benchmark --help'."
     )
     assert refused("fit", "../data.csv", "--out", "m", "--label", "odd", "--learning-rate", "0") == (
         "The 'learning_rate' parameter of InvGAN must be a float in the range (0.0, inf). Got 0.0 instead."

@@ -49,6 +49,7 @@ EXPERIMENTS = {
 BENCHMARKS = {
     "speed": "Jacobians, training steps and growth, beside the alternatives",
     "adbench": "detection on ADBench's tables, beside other libraries' detectors; --systems",
+    "streams": "time and memory of fit and score on tables of up to 5 million rows",
 }
 """Like those above, on an otherwise idle machine."""
 
@@ -267,17 +268,23 @@ def fit(
     """Learn from DATA what normal rows look like.
 
     In a .csv or .parquet table, text becomes categories, and missing values (empty, ?, NA, NaN) may stay.
-    With --label, rows marked as anomalies are kept out. Training is saved to MODEL.checkpoint at intervals
-    and on Ctrl-C: after an interruption, run the same command again and it continues from there.
+    Of a table of more than 250,000 rows as many are learned from, drawn at random, in memory that does not
+    grow with the table. With --label, rows marked as anomalies are kept out.
+
+    Training is saved to MODEL.checkpoint at intervals and on Ctrl-C: after an interruption, run the same
+    command again and it continues from there.
     """
     _require_writable(out.parent, out)
     _require_replaceable(out)
     from invgan.data import Infer, Table
     from invgan.detectors import InvGAN
     from invgan.estimators import MIN_ROWS
+    from invgan.training import Schedule
 
     columns = Infer(drop=tuple(drop or ()))
-    rows, is_anomaly = _read(data, label=label, normal=normal, min_rows=MIN_ROWS, columns=columns)
+    rows, is_anomaly = _read(
+        data, label=label, normal=normal, min_rows=MIN_ROWS, columns=columns, sample_seed=seed
+    )
     learned = rows.X if is_anomaly is None else rows.X[~is_anomaly]
     if len(learned) < MIN_ROWS:
         raise InputError(f"{data}: has {_count(len(learned), 'normal row')}, expected at least {MIN_ROWS}.")
@@ -311,8 +318,13 @@ def fit(
 
     left_out = "" if is_anomaly is None else f", without the {_count(is_anomaly.sum(), 'anomaly')} among them"
     print(f"Fitted on {_count(len(learned), 'row')} of {data}{left_out}, and saved to {out}.")
+    if isinstance(rows, Table) and rows.n_left_out:
+        print(
+            f"Kept {len(rows.X):,} of {len(rows.X) + rows.n_left_out:,} rows, drawn at random; "
+            f"training sees {detector.history_.steps[-1] * Schedule.batch_size:,}."
+        )
     if isinstance(rows, Table) and rows.columns is not None:
-        for note in rows.columns.notes(learned):
+        for note in rows.columns.notes(learned, n_left_out=rows.n_left_out):
             print(note)
     if label is None and rows.y is not None and set(rows.y.tolist()) <= {0, 1}:
         print("The file also holds labels y; --label y would keep the rows marked 1 out of training.")
@@ -593,13 +605,14 @@ def _read(
     normal: list[str] | None,
     columns: "Columns | Infer | None",
     min_rows: int = 1,
+    sample_seed: int | None = None,
 ) -> "tuple[Table | Images, np.ndarray | None]":
     """Read the data and, where a label says so, which rows are anomalies."""
     from invgan.data import read_data
 
     if normal and label is None:
         raise typer.BadParameter("--normal is for the values of --label; give both.")
-    rows = read_data(data, label=label, min_rows=min_rows, columns=columns)
+    rows = read_data(data, label=label, min_rows=min_rows, columns=columns, sample_seed=sample_seed)
     if label is None:
         return rows, None
     assert rows.y is not None
