@@ -336,6 +336,17 @@ def test_a_large_table_is_learned_from_by_a_sample_of_its_rows(here, capsys, mon
     np.testing.assert_array_equal(load("model").calibration_scores_, expected.calibration_scores_)
 
 
+def test_rows_presumed_anomalous_are_left_out(here, capsys):
+    X, _ = rows()
+    write_csv("b.csv", X)
+    assert main(["fit", "b.csv", "--out", "model", "--contamination", "0.1", *QUICK]) == 0
+    expected = InvGAN(max_steps=20, unskew=True, trim=0.1, random_state=0).fit(pl.DataFrame(X, schema=NAMES))
+    n = len(expected.trimmed_)
+    assert capsys.readouterr().out.splitlines()[1] == f"Left {n} rows of these out, presumed anomalous."
+    np.testing.assert_array_equal(load("model").calibration_scores_, expected.calibration_scores_)
+    assert load("model").trim == 0.1
+
+
 def test_an_existing_model_is_replaced(here):
     X, _ = rows()
     write_csv("b.csv", X)

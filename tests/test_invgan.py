@@ -21,6 +21,7 @@ from torch.distributions import Normal
 
 import invgan
 from invgan import InputError, InvGAN, artifact, geometry, load
+from invgan.detectors import IsolationForest
 from invgan.estimators import Split
 from invgan.estimators.base import _completed
 
@@ -893,6 +894,66 @@ def test_p_values_of_real_normal_rows_are_valid_at_every_level(missing):
     assert (mean <= levels + 3 * error).all()
     # And no more careful than 19 calibration rows make them: in expectation ⌊20 α⌋ / 20.
     assert (mean >= np.floor(20 * levels + 1e-9) / 20 - 3 * error).all()
+
+
+def contaminated(anomaly):
+    """Rows, a tenth of those that learn and of those that calibrate replaced, and the numbers of these."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 4))
+    split = Split.draw(200, FIRST_SEED)
+    planted = [rng.permutation(split.learned)[:18], rng.permutation(split.calibration)[:2]]
+    planted = np.sort(np.concatenate(planted))
+    X[planted] = anomaly(len(planted))
+    return X, planted
+
+
+def scattered(n):
+    """Rows far from the others and from each other, as a crowd would make a density of its own."""
+    X = np.random.default_rng(1).normal(size=(n, 4))
+    return X / np.linalg.norm(X, axis=1, keepdims=True) * np.geomspace(20, 200, n)[:, None]
+
+
+def test_planted_anomalies_are_exactly_the_rows_left_out_and_have_no_part_in_the_model():
+    X, planted = contaminated(scattered)
+    again, _ = contaminated(lambda n: -2 * scattered(n))
+    parameters = {"trim": 0.1, "max_steps": 20, "random_state": 0}
+    first, second = (InvGAN(**parameters).fit(rows) for rows in (X, again))
+    np.testing.assert_array_equal(first.trimmed_, planted)
+    np.testing.assert_array_equal(second.trimmed_, planted)
+    np.testing.assert_array_equal(first.score_samples(X), second.score_samples(X))
+    np.testing.assert_array_equal(first.calibration_scores_, second.calibration_scores_)
+    np.testing.assert_array_equal(first.typical_, second.typical_)
+    assert len(first.calibration_scores_) == 18
+
+
+def test_without_trimming_every_row_is_kept():
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    plain, none = (InvGAN(max_steps=20, random_state=0, trim=c).fit(X) for c in (0.0, 0.02))
+    assert plain.trimmed_.tolist() == none.trimmed_.tolist() == []  # 0.02 of 41 rows is less than one
+    np.testing.assert_array_equal(plain.score_samples(X), none.score_samples(X))
+    with pytest.raises(InputError, match=r"^With trim=0\.1 a fit needs at least 40 rows, got 30; "):
+        InvGAN(trim=0.1).fit(X[:30])
+
+
+def test_what_trimming_does_to_the_p_values_of_normal_rows():
+    """Too large where anomalies calibrate, right without them, too small where normal rows were left out."""
+    levels, shares = np.array([0.05, 0.1, 0.2, 0.5]), []
+    for draw in range(40):
+        rng = np.random.default_rng(draw)
+        X, new = rng.normal(size=(300, 2)), rng.normal(size=(300, 2))
+        dirty = X.copy()
+        dirty[rng.permutation(300)[:30]] += 12
+        found = [
+            IsolationForest(random_state=draw, n_estimators=20, trim=trim).fit(rows)
+            for rows, trim in ((dirty, 0.0), (dirty, 0.1), (X, 0.1))
+        ]
+        shares.append([(each.p_values(new)[:, None] <= levels).mean(0) for each in found])
+    mean, error = np.mean(shares, 0), np.std(shares, 0, ddof=1) / len(shares) ** 0.5
+    assert mean[0, 0] < 0.02
+    assert (mean[1] <= levels + 3 * error[1]).all()
+    assert (mean[1] >= levels - 0.04).all()
+    assert (mean[2] <= levels + (1 - levels) * 0.1 + 3 * error[2]).all()
+    assert (mean[2] > levels).all()
 
 
 def test_the_expected_value_is_the_generators_and_its_spread_the_change_that_costs_half_a_nat(table):

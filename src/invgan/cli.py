@@ -261,6 +261,12 @@ def fit(
     checkpoint_every: Annotated[
         int, typer.Option(min=1, metavar="N", help="Steps between two checkpoints.")
     ] = 500,
+    contamination: Annotated[
+        float,
+        typer.Option(
+            metavar="RATE", help="Share of the rows presumed anomalous, to be found and left out; 0 to 0.5."
+        ),
+    ] = 0.0,
     device: Annotated[Device, typer.Option(help="Where to train; auto takes a GPU if there is one.")] = (
         Device.auto
     ),
@@ -297,6 +303,7 @@ def fit(
         max_steps=max_steps,
         learning_rate=learning_rate,
         unskew=True,
+        trim=contamination,
         random_state=seed,
         device=device.value,
         checkpoint=checkpoint,
@@ -318,6 +325,8 @@ def fit(
 
     left_out = "" if is_anomaly is None else f", without the {_count(is_anomaly.sum(), 'anomaly')} among them"
     print(f"Fitted on {_count(len(learned), 'row')} of {data}{left_out}, and saved to {out}.")
+    if contamination:
+        print(f"Left {_count(len(detector.trimmed_), 'row')} of these out, presumed anomalous.")
     if isinstance(rows, Table) and rows.n_left_out:
         print(
             f"Kept {len(rows.X):,} of {len(rows.X) + rows.n_left_out:,} rows, drawn at random; "

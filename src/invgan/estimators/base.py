@@ -1,10 +1,11 @@
 """What every detector shares: checked input, held-out calibration, decisions, and the model file."""
 
+import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -29,6 +30,8 @@ from invgan.preprocess import AffineScaling, UnskewedScaling
 LARGEST_VALUE = 1e18
 """Values beyond this, squared, leave no digits for anything else."""
 MIN_ROWS = 10
+MIN_ROWS_TO_TRIM = 40
+"""Rows of which each half still leaves enough to learn from."""
 MAX_DONORS = 2000
 """Training rows among which the nearest is looked for, to learn from a row with missing values."""
 
@@ -57,13 +60,50 @@ class Split:
             calibration=np.sort(order[:n_calibration]),
         )
 
+    @property
+    def learned(self) -> np.ndarray:
+        """The rows that a model may know: those of training and validation."""
+        return np.concatenate([self.training, self.validation])
+
+    def halves(self, seed: int) -> tuple["Split", "Split"]:
+        """Deal the rows of each part to two splits."""
+        draws = np.random.default_rng([seed, 2])
+        parts = [draws.permutation(part) for part in (self.training, self.validation, self.calibration)]
+        first, second = (Split(*(np.sort(part[i::2]) for part in parts)) for i in (0, 1))
+        return first, second
+
+    def where(self, kept: np.ndarray) -> "Split":
+        """Keep the rows that are marked."""
+        return Split(
+            self.training[kept[self.training]],
+            self.validation[kept[self.validation]],
+            self.calibration[kept[self.calibration]],
+        )
+
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
-    """Base of all detectors: a subclass learns a score, the rest follows from it.
+    r"""Base of all detectors: a subclass learns a score, the rest follows from it.
 
     A subclass implements :meth:`_fit_rows` and :meth:`_score_rows`, and for the model file :meth:`_state` and
     :meth:`_restore`.
+
+    Parameters
+    ----------
+    false_positive_rate : float in [0, 1)
+        Share of normal rows that ``predict`` may flag; ``set_threshold`` changes it after fitting.
+    trim : float in [0, 0.5)
+        Share of the rows that are presumed anomalous: so many are found in a first pass and left out. Each
+        half of the rows is scored by a model fitted to the other half, since a row's own part in a density
+        would hide it (as a crowd of alike anomalies may all the same). Calibration rows that score below all
+        other rows that are kept are left out as well. If all that stay are normal, a new normal row has
+
+        .. math:: P(p \le \alpha) \le \alpha + (1 - \alpha) q
+
+        where q is the probability that it would have been left out itself: 0 if only anomalies are, and
+        about the whole share if there are none.
+    random_state : int, RandomState or None
+        An integer makes the fit reproducible.
 
     Attributes
     ----------
@@ -73,6 +113,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         Scores below it are anomalies; it can be moved by :meth:`set_threshold`.
     calibration_scores_ : ndarray
         Scores of normal rows that had no part in the fit.
+    trimmed_ : ndarray of int
+        The rows of X that were left out as presumed anomalies; a loaded model has none.
     columns_ : Columns, or None
         The columns of the file whose encoded rows were fitted, where somebody set it: it is saved as well.
     """
@@ -82,10 +124,12 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     """Whether missing values may be scored, as NaN, and in tables fitted."""
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "false_positive_rate": [Interval(Real, 0, 1, closed="left")],
+        "trim": [Interval(Real, 0, 0.5, closed="left")],
         "random_state": ["random_state"],
     }
 
     false_positive_rate: float = 0.05
+    trim: float = 0.0
     random_state: Any = None
     scaling_: AffineScaling = field(init=False)
     columns_: Columns | None = field(init=False)
@@ -131,9 +175,38 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         split = Split.draw(len(rows), seed)
         self.columns_ = None
+        kept = self._presumed_normal(rows, split, seed)
+        self.trimmed_, split = np.flatnonzero(~kept), split.where(kept)
         self._fit_rows(_completed(rows, split.training), split, seed)
         self.calibration_scores_ = self._score_rows(rows[split.calibration])
         return self.set_threshold(self.false_positive_rate)
+
+    def _presumed_normal(self, rows: Tensor, split: Split, seed: int) -> np.ndarray:
+        """Mark the rows that do not look anomalous to a model fitted to the other half of them."""
+        kept = np.ones(len(rows), dtype=bool)
+        n_trimmed = int(self.trim * len(split.learned))
+        if not n_trimmed:
+            return kept
+        if len(rows) < MIN_ROWS_TO_TRIM:
+            raise InputError(
+                f"With trim={self.trim:g} a fit needs at least {MIN_ROWS_TO_TRIM} rows, got {len(rows)}; "
+                "add rows, or set trim=0."
+            )
+        completed, scores = _completed(rows, split.training), np.empty(len(rows))
+        halves = split.halves(seed)
+        for half, other in (halves, halves[::-1]):
+            model = self._copy_for_trimming()
+            model._fit_rows(completed, replace(half, calibration=half.calibration[:0]), seed)
+            unseen = np.concatenate([other.learned, other.calibration])
+            scores[unseen] = model._score_rows(rows[unseen])
+        kept = scores >= np.sort(scores[split.learned])[n_trimmed]
+        for part in (split.training, split.validation, split.calibration):
+            kept[part[scores[part].argmax()]] = True  # a part of a few rows may have none otherwise
+        return kept
+
+    def _copy_for_trimming(self) -> Self:
+        """Return an estimator of the same parameters, whose fit leaves nothing behind."""
+        return copy.copy(self)
 
     def set_threshold(self, false_positive_rate: float) -> Self:
         """Choose the share of normal rows that may be flagged, without fitting again.
