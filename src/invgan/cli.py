@@ -87,11 +87,16 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that 'invgan fit' wrote.")]
+# Whether a file can be read is said by its reader, together with what to do about it.
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", readable=False, help="Folder that 'invgan fit' wrote.")
+]
 DataArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="DATA", help="Table (.csv, .parquet, .npz, .npy), or images: a folder, or an array."
+        metavar="DATA",
+        readable=False,
+        help="Table (.csv, .parquet, .npz, .npy), or images: a folder, or an array.",
     ),
 ]
 LabelOption = Annotated[
