@@ -21,6 +21,7 @@ from torch.distributions import Normal
 
 import invgan
 from invgan import InputError, InvGAN, artifact, geometry, load
+from invgan.data import Infer, read_table
 from invgan.detectors import IsolationForest
 from invgan.estimators import Split
 from invgan.estimators.base import _completed
@@ -954,6 +955,64 @@ def test_what_trimming_does_to_the_p_values_of_normal_rows():
     assert (mean[1] >= levels - 0.04).all()
     assert (mean[2] <= levels + (1 - levels) * 0.1 + 3 * error[2]).all()
     assert (mean[2] > levels).all()
+
+
+def people(n=60):
+    """A table as pandas has it: numbers, text, categories, truth values, and gaps in each."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "age": rng.normal(40, 10, n),
+            "ward": rng.choice(["north", " south"], n),
+            "kind": pd.Categorical(rng.choice(["a", "b", "c"], n)),
+            "fever": rng.random(n) < 0.3,
+            "nothing": pd.Series([None] * n, dtype=object),
+        }
+    )
+    frame.loc[3, ["age", "ward", "kind"]] = None
+    return frame
+
+
+@pytest.mark.parametrize("form", ["pandas", "polars"])
+def test_a_mixed_table_is_encoded_as_the_file_of_it(form, tmp_path):
+    frame = people() if form == "pandas" else pl.from_pandas(people())
+    people().to_csv(tmp_path / "t.csv", index=False)
+    read = read_table(tmp_path / "t.csv", columns=Infer())
+    assert read.feature_names == ["age", "ward=north", "ward=south", "kind=a", "kind=b", "kind=c", "fever"]
+    encoded = pl.DataFrame(read.X, schema=read.feature_names)
+    given, expected = fitted(frame), fitted(encoded)
+    assert list(given.feature_names_in_) == read.feature_names
+    scores = expected.score_samples(encoded)
+    np.testing.assert_array_equal(given.score_samples(frame), scores)
+    np.testing.assert_array_equal(given.score_samples(encoded), scores)
+    assert given.explain(frame).shape == encoded.shape
+    given.save(tmp_path / "m")
+    again = load(tmp_path / "m")
+    np.testing.assert_array_equal(again.score_samples(frame), scores)
+    # In another order, without what takes no part, and with a value that no row had.
+    other = people()[["fever", "kind", "age", "ward"]].astype({"kind": str, "ward": str})
+    other.loc[0, "ward"] = "moon"
+    encoded = encoded.with_columns(
+        pl.when(pl.int_range(pl.len()) == 0).then(0.0).otherwise(pl.col(name)).alias(name)
+        for name in ("ward=north", "ward=south")
+    )
+    other = other if form == "pandas" else pl.from_pandas(other)
+    np.testing.assert_array_equal(again.score_samples(other), expected.score_samples(encoded))
+
+
+def test_a_mixed_table_that_does_not_fit_gets_one_line():
+    frame = people()
+    with pytest.raises(InputError, match=r"^X, column 'when': holds dates such as 2024-01-01"):
+        fitted(frame.assign(when=pd.Timestamp("2024-01-01")))
+    with pytest.raises(
+        InputError, match=r"^X: cannot be read as a table \(.*\); make each column of one type\.$"
+    ):
+        fitted(frame.assign(odd=[1, "a"] * 30))
+    detector = fitted(frame)
+    with pytest.raises(InputError, match=r"^X has no column 'ward', which InvGAN was fitted on; add it\.$"):
+        detector.score_samples(frame.drop(columns="ward"))
+    with pytest.raises(InputError, match=r"^X has 'old' in row 2, column 'age': expected a finite number\.$"):
+        detector.score_samples(frame.astype({"age": object}).assign(age=["1", "2", "old"] + ["4"] * 57))
 
 
 def test_the_expected_value_is_the_generators_and_its_spread_the_change_that_costs_half_a_nat(table):

@@ -282,6 +282,45 @@ def read_blocks(
     _require_rows(source, n_rows, 1)
 
 
+def mixed_frame(X: object) -> pl.DataFrame | None:
+    """Return a pandas or polars table with columns that are not numbers, without blanks around text.
+
+    Parameters
+    ----------
+    X : object
+        Anything.
+
+    Returns
+    -------
+    polars.DataFrame, or None
+        None for what is no such table, or has numbers and truth values only.
+
+    Raises
+    ------
+    InputError
+        A column of a pandas table holds values of several types.
+
+    Examples
+    --------
+    >>> mixed_frame(pl.DataFrame({"height": [1.7], "ward": [" north"]})).rows()
+    [(1.7, 'north')]
+    >>> mixed_frame(pl.DataFrame({"height": [1.7]})) is None
+    True
+    """
+    if isinstance(X, pl.DataFrame):
+        numbers = all(dtype.is_numeric() or dtype == pl.Boolean for dtype in X.dtypes)
+        return None if numbers else _plain_text(X)
+    if type(X).__module__.partition(".")[0] != "pandas" or not hasattr(X, "dtypes"):
+        return None
+    if all(getattr(dtype, "kind", "O") in "biuf" for dtype in X.dtypes):
+        return None
+    try:
+        return _plain_text(pl.DataFrame(pl.from_pandas(X)))
+    except (ArithmeticError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"X: cannot be read as a table ({reason}); make each column of one type.") from error
+
+
 def _open(path: Path, label: str | None, columns: Columns | Infer | None) -> _Source:
     """Check a file's columns, and prepare to read its rows."""
     require_file(path)

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
+import polars as pl
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.impute import KNNImputer
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from invgan import artifact
 from invgan.calibration import conformal_p_values, threshold_at_false_positive_rate
-from invgan.data import Columns
+from invgan.data import Columns, mixed_frame
 from invgan.errors import InputError
 from invgan.preprocess import AffineScaling, UnskewedScaling
 
@@ -116,7 +117,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     trimmed_ : ndarray of int
         The rows of X that were left out as presumed anomalies; a loaded model has none.
     columns_ : Columns, or None
-        The columns of the file whose encoded rows were fitted, where somebody set it: it is saved as well.
+        What the columns of the table hold, where not all are numbers: a table to score is encoded alike. For
+        a file's, whoever read it sets this; it is saved as well.
     """
 
     _registry: ClassVar[dict[str, type["AnomalyDetector"]]] = {}
@@ -160,8 +162,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         Parameters
         ----------
         X : array or table of shape (n, D), or images of shape (n, C, H, W)
-            Normal rows; tables of numbers (NumPy, pandas, polars), images as integers or floats. Where
-            the score is a likelihood that can marginalise, NaN stands for a value that is not known: to
+            Normal rows; tables (NumPy, pandas, polars), images as integers or floats. Text, categories
+            and truth values of a pandas or polars table become numbers as in
+            :class:`~invgan.data.Columns`, whose names are then in ``feature_names_in_``. Where the
+            score is a likelihood that can marginalise, NaN stands for a value that is not known: to
             learn from the row it is taken from the nearest training row, to score the row it is left out.
         y : ignored
             For scikit-learn's conventions.
@@ -171,10 +175,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         self
         """
         self._validate_params()
+        self.columns_ = None
         rows = self._check_rows(X, fitting=True, missing=self._marginalises)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         split = Split.draw(len(rows), seed)
-        self.columns_ = None
         kept = self._presumed_normal(rows, split, seed)
         self.trimmed_, split = np.flatnonzero(~kept), split.where(kept)
         self._fit_rows(_completed(rows, split.training), split, seed)
@@ -308,7 +312,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         """Turn X into a tensor of raw rows; with ``missing``, NaN may stand for a value that is not known."""
         checked = validate_data(
             self,
-            X,
+            self._encoded(X, fitting=fitting),
             reset=fitting,
             dtype="numeric",
             allow_nd=True,
@@ -336,6 +340,26 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             self._check_values(checked, missing=missing and (not fitting or len(shape) == 1))
         return torch.from_numpy(np.require(checked, requirements=["C", "W"]))
 
+    def _encoded(self, X: Any, *, fitting: bool) -> Any:
+        """Turn the text, categories and truth values of a table into numbers; leave all else as it is."""
+        if fitting:
+            frame = mixed_frame(X)
+            if frame is None:
+                return X
+            self.columns_ = Columns.infer(frame, "X")
+        else:
+            if self.columns_ is None or set(getattr(X, "columns", ())) == set(self.columns_.features):
+                return X  # as it was encoded by whoever read it
+            frame = mixed_frame(X)
+            if frame is None:
+                return X
+            for column in self.columns_.columns:
+                if column.is_used and column.name not in frame.columns:
+                    raise InputError(
+                        f"X has no column {column.name!r}, which {type(self).__name__} was fitted on; add it."
+                    )
+        return pl.DataFrame(self.columns_.encode(frame, _refuse_cell), schema=self.columns_.features)
+
     def _check_values(self, rows: np.ndarray, *, missing: bool) -> None:
         usable = np.abs(rows) <= LARGEST_VALUE  # False for NaN
         if missing:
@@ -357,6 +381,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             f"X has the value {value:g} in {where}; values beyond {LARGEST_VALUE:g} cannot be "
             "squared with any precision left: rescale them."
         )
+
+
+def _refuse_cell(row: int, name: str, found: object, value: float) -> NoReturn:
+    raise InputError(f"X has {found!r} in row {row}, column {name!r}: expected a finite number.")
 
 
 def _completed(rows: Tensor, training: np.ndarray) -> Tensor:
