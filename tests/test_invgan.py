@@ -1011,6 +1011,10 @@ def test_a_mixed_table_that_does_not_fit_gets_one_line():
     detector = fitted(frame)
     with pytest.raises(InputError, match=r"^X has no column 'ward', which InvGAN was fitted on; add it\.$"):
         detector.score_samples(frame.drop(columns="ward"))
+    with pytest.raises(
+        InputError, match=r"^X has the column 'odd', which InvGAN was not fitted on; drop it\.$"
+    ):
+        detector.score_samples(frame.assign(odd=1))
     with pytest.raises(InputError, match=r"^X has 'old' in row 2, column 'age': expected a finite number\.$"):
         detector.score_samples(frame.astype({"age": object}).assign(age=["1", "2", "old"] + ["4"] * 57))
 

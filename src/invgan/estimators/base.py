@@ -353,11 +353,13 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             frame = mixed_frame(X)
             if frame is None:
                 return X
+            owner = type(self).__name__
             for column in self.columns_.columns:
                 if column.is_used and column.name not in frame.columns:
-                    raise InputError(
-                        f"X has no column {column.name!r}, which {type(self).__name__} was fitted on; add it."
-                    )
+                    raise InputError(f"X has no column {column.name!r}, which {owner} was fitted on; add it.")
+            for name in frame.columns:
+                if name not in self.columns_.names:
+                    raise InputError(f"X has the column {name!r}, which {owner} was not fitted on; drop it.")
         return pl.DataFrame(self.columns_.encode(frame, _refuse_cell), schema=self.columns_.features)
 
     def _check_values(self, rows: np.ndarray, *, missing: bool) -> None:
