@@ -627,7 +627,6 @@ def test_a_pixel_that_is_no_number_is_named_by_its_place(convolutional):
             "(10, 2, 4).",
         ),
         (np.array([["a", "b"]] * 20, dtype=object), "could not convert string to float: 'a'"),
-        (pd.DataFrame({"a": ["x"] * 20}), "could not convert string to float: 'x'"),
         (correlated(20) + 1j, "Complex data not supported"),
     ],
 )
