@@ -336,6 +336,32 @@ def test_a_constant_column_is_no_mistake(here):
     assert np.isfinite(load("model").score_samples(pl.DataFrame(X, schema=NAMES))).all()
 
 
+def test_a_large_table_is_learned_from_by_a_sample_of_its_rows(here, capsys, monkeypatch):
+    monkeypatch.setattr("invgan.data.tables.SAMPLE_ROWS", 512)
+    X, y = rows(n=900, n_anomalies=100)
+    write_csv("b.csv", X, odd=y)
+    assert main(["fit", "b.csv", "--out", "model", "--label", "odd", "--seed", "3", *QUICK]) == 0
+    chosen = np.sort(np.random.default_rng(3).random(1000).argsort()[:512])
+    normal = X[chosen][y[chosen] == 0]
+    assert capsys.readouterr().out.startswith(
+        f"Fitted on {len(normal)} rows of b.csv, without the {512 - len(normal)} anomalies among them, and "
+        "saved to model.\nKept 512 of 1,000 rows, drawn at random; training sees 2,560.\n"
+    )
+    expected = InvGAN(max_steps=20, unskew=True, random_state=3).fit(pl.DataFrame(normal, schema=NAMES))
+    np.testing.assert_array_equal(load("model").calibration_scores_, expected.calibration_scores_)
+
+
+def test_rows_presumed_anomalous_are_left_out(here, capsys):
+    X, _ = rows()
+    write_csv("b.csv", X)
+    assert main(["fit", "b.csv", "--out", "model", "--contamination", "0.1", *QUICK]) == 0
+    expected = InvGAN(max_steps=20, unskew=True, trim=0.1, random_state=0).fit(pl.DataFrame(X, schema=NAMES))
+    n = len(expected.trimmed_)
+    assert capsys.readouterr().out.splitlines()[1] == f"Left {n} rows of these out, presumed anomalous."
+    np.testing.assert_array_equal(load("model").calibration_scores_, expected.calibration_scores_)
+    assert load("model").trim == 0.1
+
+
 def test_an_existing_model_is_replaced(here):
     X, _ = rows()
     write_csv("b.csv", X)
@@ -858,10 +884,11 @@ def test_usage_mistakes(here, refused):
     )
     assert refused("reproduce", "figure9") == (
         "Invalid value: 'figure9' is none of figure2, table1, figure3, figure5, table3, figure4, table4, "
-        "estimates, theorem1, densities, detectors, digits; try 'invgan reproduce --help'."
+        "decisions, explanations, estimates, theorem1, densities, detectors, digits; "
+        "try 'invgan reproduce --help'."
     )
     assert refused("benchmark", "sped") == (
-        "Invalid value: 'sped' is none of speed, adbench; try 'invgan benchmark --help'."
+        "Invalid value: 'sped' is none of speed, adbench, streams; try 'invgan benchmark --help'."
     )
     assert refused("fit", "../data.csv", "--out", "m", "--label", "odd", "--learning-rate", "0") == (
         "The 'learning_rate' parameter of InvGAN must be a float in the range (0.0, inf). Got 0.0 instead."

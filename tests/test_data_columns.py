@@ -107,3 +107,11 @@ def test_a_number_of_the_row_is_told_from_a_count():
         "Column 'a'",
         "Column 'patientId'",
     ]
+
+
+def test_a_number_of_the_row_is_told_in_a_sample_whose_gaps_other_rows_may_fill():
+    kept = np.sort(np.random.default_rng(0).permutation(100)[:20]) + 7.0
+    columns = Columns.of_numbers(["a"])
+    assert columns.notes(kept[:, None]) == []
+    assert len(columns.notes(kept[:, None], n_left_out=80)) == 1
+    assert columns.notes(10 * kept[:, None], n_left_out=80) == []

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from invgan.data import Images, Table, read_blocks, read_data, read_labels, read_table, tables
+from invgan.data import Columns, Images, Table, read_blocks, read_data, read_labels, read_table, tables
 from invgan.errors import InputError
 
 X = np.array([[1.5, -2.0], [3.25, 4e17], [0.0, 1e-300]])
@@ -503,17 +503,26 @@ def test_images_are_one_block(tmp_path: Path) -> None:
 
 _PEAK = """
 import sys
-from invgan.data import read_blocks
+from invgan.data import read_blocks, read_table, tables
+tables.SAMPLE_ROWS = 10_000
 def peak():
     return 1024 * int(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 before = peak()
-print(sum(len(block.X) for block in read_blocks(sys.argv[1])), peak() - before)
+if sys.argv[2] == "blocks":
+    n_rows = sum(len(block.X) for block in read_blocks(sys.argv[1]))
+else:
+    table = read_table(sys.argv[1], sample_seed=0)
+    n_rows = len(table.X) + table.n_left_out
+print(n_rows, peak() - before)
 """
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
-@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npy"])
-def test_a_file_is_read_in_less_memory_than_it_has_bytes(tmp_path: Path, suffix: str) -> None:
+@pytest.mark.parametrize(
+    ("suffix", "read"),
+    [(".csv", "blocks"), (".parquet", "blocks"), (".npy", "blocks"), (".parquet", "sample")],
+)
+def test_a_file_is_read_in_less_memory_than_it_has_bytes(tmp_path: Path, suffix: str, read: str) -> None:
     path, n_rows = tmp_path / f"t{suffix}", 2_000_000
     if suffix == ".csv":
         n_rows = 1_500_000
@@ -523,7 +532,90 @@ def test_a_file_is_read_in_less_memory_than_it_has_bytes(tmp_path: Path, suffix:
         np.save(path, np.zeros((n_rows, 10)))
     else:
         write_row_groups(path, np.random.default_rng(0).random((n_rows, 10)), n_rows)
-    done = subprocess.run([sys.executable, "-c", _PEAK, path], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", _PEAK, path, read]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     n_read, peak = map(int, done.stdout.split())
     assert n_read == n_rows
     assert peak < 0.8 * path.stat().st_size
+
+
+@pytest.mark.usefixtures("_small_blocks")
+@pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz", ".npy"])
+def test_a_sample_is_the_rows_whose_random_keys_are_smallest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """Keys are exchangeable, so every choice of 512 rows is equally likely; and it is one for any file."""
+    monkeypatch.setattr(tables, "SAMPLE_ROWS", 512)
+    path = write(tmp_path / f"t{suffix}", MANY)
+    label = None if suffix in (".npz", ".npy") else "x1"
+    for seed in range(3):
+        chosen = np.sort(np.random.default_rng(seed).random(len(MANY)).argsort()[:512])
+        sample = read_table(path, label=label, sample_seed=seed)
+        np.testing.assert_array_equal(sample.X, MANY[chosen] if label is None else MANY[chosen][:, [0, 2]])
+        assert label is None or np.array_equal(sample.y, MANY[chosen, 1])
+        assert sample.n_left_out == len(MANY) - 512
+    if suffix == ".npz":  # labels that lie beside the table
+        np.savez(path, X=MANY, y=np.arange(len(MANY)))
+        np.testing.assert_array_equal(read_table(path, sample_seed=seed).y, chosen)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_each_row_is_in_a_sample_with_the_same_probability(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "BLOCK_ROWS", 4)
+    monkeypatch.setattr(tables, "SAMPLE_ROWS", 6)
+    path, n_rows, n_draws = tmp_path / "t.npy", 20, 1500
+    np.save(path, np.arange(n_rows)[:, None])
+    samples = [read_table(path, sample_seed=seed).X[:, 0].astype(int) for seed in range(n_draws)]
+    times = np.bincount(np.concatenate(samples), minlength=n_rows)
+    expected, deviation = n_draws * 0.3, (n_draws * 0.3 * 0.7) ** 0.5
+    assert (np.abs(times - expected) < 4 * deviation).all()
+    assert ((times - expected) ** 2).sum() / deviation**2 < 45  # about χ² with 19 degrees, of which 0.1 %
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_a_table_that_is_no_larger_than_the_sample_is_read_as_without(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.csv", MANY)
+    sample = read_table(path, sample_seed=0)
+    np.testing.assert_array_equal(sample.X, MANY)
+    assert sample.n_left_out == 0
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_a_flaw_in_a_sample_has_the_row_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "SAMPLE_ROWS", 512)
+    chosen = np.sort(np.random.default_rng(0).random(len(MANY)).argsort()[:512])
+    left_out = np.setdiff1d(np.arange(len(MANY)), chosen)
+    bad = MANY.copy()
+    bad[left_out, 0] = np.inf
+    path = write(tmp_path / "t.csv", bad)
+    np.testing.assert_array_equal(read_table(path, sample_seed=0).X, MANY[chosen])
+    bad[chosen[-1], 1] = np.inf
+    write(path, bad)
+    row = chosen[-1] + 1
+    assert refusal(path, sample_seed=0) == (
+        f"t.csv, row {row} (line {row + 1}), column 'x1': found inf; replace it with a finite number."
+    )
+
+
+def test_a_samples_numbers_are_bounded_whatever_the_number_of_columns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "SAMPLE_CELLS", 2000)
+    path = tmp_path / "t.npy"
+    for n_columns, n_rows in ((1, 2000), (3, 666), (100, 512)):  # never less than a block's rows
+        np.save(path, np.zeros((2500, n_columns), np.int8))
+        assert read_table(path, sample_seed=0).X.shape == (n_rows, n_columns)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_lines_are_looked_through_once_however_many_blocks_end_in_a_gap(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, looked = tmp_path / "t.csv", []
+    path.write_text("a,b\n" + "1,\n2,3\n" * 700)
+    monkeypatch.setattr(tables, "_refuse_ragged", looked.append)
+    blocks = all_blocks(path, columns=Columns.of_numbers(["a", "b"]))
+    assert [len(block.X) for block in blocks] == [512, 512, 376]
+    assert looked == [path]

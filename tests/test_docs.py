@@ -93,7 +93,7 @@ def test_every_command_of_the_page_on_tables_runs(tmp_path, capsys):
     exec(next(block[2] for block in FENCE.finditer(text) if block[1] == "python"), {})
     commands = re.findall(r"^invgan (.*)$", text, re.MULTILINE)
     assert [command.split()[0] for command in commands] == [
-        "fit", "score", "score", "score", "evaluate", "report"
+        "fit", "fit", "score", "score", "score", "evaluate", "report"
     ]  # fmt: skip
     for command in commands:
         assert main(shlex.split(command)) == 0, command
@@ -101,5 +101,5 @@ def test_every_command_of_the_page_on_tables_runs(tmp_path, capsys):
     assert "Left out, as it holds a different text in every row: 'patient'." in out
     assert "Column 'ward' has values that the model does not know, all treated alike: moon." in out
     assert {path.name for path in tmp_path.iterdir()} == {
-        "patients.csv", "later.csv", "model", "scores.csv", "report.html"
+        "patients.csv", "later.csv", "model", "suspicious", "scores.csv", "report.html"
     }  # fmt: skip

@@ -24,6 +24,8 @@ from torch.distributions import Normal
 
 import invgan
 from invgan import InputError, InvGAN, artifact, geometry, load
+from invgan.data import Infer, read_table
+from invgan.detectors import IsolationForest
 from invgan.estimators import Split
 from invgan.estimators.base import _completed
 from invgan.likelihood import attribute
@@ -692,7 +694,6 @@ def test_a_pixel_that_is_no_number_is_named_by_its_place(convolutional):
             "(10, 2, 4).",
         ),
         (np.array([["a", "b"]] * 20, dtype=object), "could not convert string to float: 'a'"),
-        (pd.DataFrame({"a": ["x"] * 20}), "could not convert string to float: 'x'"),
         (correlated(20) + 1j, "Complex data not supported"),
     ],
 )
@@ -960,3 +961,125 @@ def test_p_values_of_real_normal_rows_are_valid_at_every_level(missing):
     assert (mean <= levels + 3 * error).all()
     # And no more careful than 19 calibration rows make them: in expectation ⌊20 α⌋ / 20.
     assert (mean >= np.floor(20 * levels + 1e-9) / 20 - 3 * error).all()
+
+
+def contaminated(anomaly):
+    """Rows, a tenth of those that learn and of those that calibrate replaced, and the numbers of these."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 4))
+    split = Split.draw(200, FIRST_SEED)
+    planted = [rng.permutation(split.learned)[:18], rng.permutation(split.calibration)[:2]]
+    planted = np.sort(np.concatenate(planted))
+    X[planted] = anomaly(len(planted))
+    return X, planted
+
+
+def scattered(n):
+    """Rows far from the others and from each other, as a crowd would make a density of its own."""
+    X = np.random.default_rng(1).normal(size=(n, 4))
+    return X / np.linalg.norm(X, axis=1, keepdims=True) * np.geomspace(20, 200, n)[:, None]
+
+
+def test_planted_anomalies_are_exactly_the_rows_left_out_and_have_no_part_in_the_model():
+    X, planted = contaminated(scattered)
+    again, _ = contaminated(lambda n: -2 * scattered(n))
+    parameters = {"trim": 0.1, "max_steps": 20, "random_state": 0}
+    first, second = (InvGAN(**parameters).fit(rows) for rows in (X, again))
+    np.testing.assert_array_equal(first.trimmed_, planted)
+    np.testing.assert_array_equal(second.trimmed_, planted)
+    np.testing.assert_array_equal(first.score_samples(X), second.score_samples(X))
+    np.testing.assert_array_equal(first.calibration_scores_, second.calibration_scores_)
+    np.testing.assert_array_equal(first.typical_, second.typical_)
+    assert len(first.calibration_scores_) == 18
+
+
+def test_without_trimming_every_row_is_kept():
+    X = np.random.default_rng(0).normal(size=(60, 3))
+    plain, none = (InvGAN(max_steps=20, random_state=0, trim=c).fit(X) for c in (0.0, 0.02))
+    assert plain.trimmed_.tolist() == none.trimmed_.tolist() == []  # 0.02 of 41 rows is less than one
+    np.testing.assert_array_equal(plain.score_samples(X), none.score_samples(X))
+    with pytest.raises(InputError, match=r"^With trim=0\.1 a fit needs at least 40 rows, got 30; "):
+        InvGAN(trim=0.1).fit(X[:30])
+
+
+def test_what_trimming_does_to_the_p_values_of_normal_rows():
+    """Too large where anomalies calibrate, right without them, too small where normal rows were left out."""
+    levels, shares = np.array([0.05, 0.1, 0.2, 0.5]), []
+    for draw in range(40):
+        rng = np.random.default_rng(draw)
+        X, new = rng.normal(size=(300, 2)), rng.normal(size=(300, 2))
+        dirty = X.copy()
+        dirty[rng.permutation(300)[:30]] += 12
+        found = [
+            IsolationForest(random_state=draw, n_estimators=20, trim=trim).fit(rows)
+            for rows, trim in ((dirty, 0.0), (dirty, 0.1), (X, 0.1))
+        ]
+        shares.append([(each.p_values(new)[:, None] <= levels).mean(0) for each in found])
+    mean, error = np.mean(shares, 0), np.std(shares, 0, ddof=1) / len(shares) ** 0.5
+    assert mean[0, 0] < 0.02
+    assert (mean[1] <= levels + 3 * error[1]).all()
+    assert (mean[1] >= levels - 0.04).all()
+    assert (mean[2] <= levels + (1 - levels) * 0.1 + 3 * error[2]).all()
+    assert (mean[2] > levels).all()
+
+
+def people(n=60):
+    """A table as pandas has it: numbers, text, categories, truth values, and gaps in each."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "age": rng.normal(40, 10, n),
+            "ward": rng.choice(["north", " south"], n),
+            "kind": pd.Categorical(rng.choice(["a", "b", "c"], n)),
+            "fever": rng.random(n) < 0.3,
+            "nothing": pd.Series([None] * n, dtype=object),
+        }
+    )
+    frame.loc[3, ["age", "ward", "kind"]] = None
+    return frame
+
+
+@pytest.mark.parametrize("form", ["pandas", "polars"])
+def test_a_mixed_table_is_encoded_as_the_file_of_it(form, tmp_path):
+    frame = people() if form == "pandas" else pl.from_pandas(people())
+    people().to_csv(tmp_path / "t.csv", index=False)
+    read = read_table(tmp_path / "t.csv", columns=Infer())
+    assert read.feature_names == ["age", "ward=north", "ward=south", "kind=a", "kind=b", "kind=c", "fever"]
+    encoded = pl.DataFrame(read.X, schema=read.feature_names)
+    given, expected = fitted(frame), fitted(encoded)
+    assert list(given.feature_names_in_) == read.feature_names
+    scores = expected.score_samples(encoded)
+    np.testing.assert_array_equal(given.score_samples(frame), scores)
+    np.testing.assert_array_equal(given.score_samples(encoded), scores)
+    assert given.explain(frame).shape == encoded.shape
+    given.save(tmp_path / "m")
+    again = load(tmp_path / "m")
+    np.testing.assert_array_equal(again.score_samples(frame), scores)
+    # In another order, without what takes no part, and with a value that no row had.
+    other = people()[["fever", "kind", "age", "ward"]].astype({"kind": str, "ward": str})
+    other.loc[0, "ward"] = "moon"
+    encoded = encoded.with_columns(
+        pl.when(pl.int_range(pl.len()) == 0).then(0.0).otherwise(pl.col(name)).alias(name)
+        for name in ("ward=north", "ward=south")
+    )
+    other = other if form == "pandas" else pl.from_pandas(other)
+    np.testing.assert_array_equal(again.score_samples(other), expected.score_samples(encoded))
+
+
+def test_a_mixed_table_that_does_not_fit_gets_one_line():
+    frame = people()
+    with pytest.raises(InputError, match=r"^X, column 'when': holds dates such as 2024-01-01"):
+        fitted(frame.assign(when=pd.Timestamp("2024-01-01")))
+    with pytest.raises(
+        InputError, match=r"^X: cannot be read as a table \(.*\); make each column of one type\.$"
+    ):
+        fitted(frame.assign(odd=[1, "a"] * 30))
+    detector = fitted(frame)
+    with pytest.raises(InputError, match=r"^X has no column 'ward', which InvGAN was fitted on; add it\.$"):
+        detector.score_samples(frame.drop(columns="ward"))
+    with pytest.raises(
+        InputError, match=r"^X has the column 'odd', which InvGAN was not fitted on; drop it\.$"
+    ):
+        detector.score_samples(frame.assign(odd=1))
+    with pytest.raises(InputError, match=r"^X has 'old' in row 2, column 'age': expected a finite number\.$"):
+        detector.score_samples(frame.astype({"age": object}).assign(age=["1", "2", "old"] + ["4"] * 57))

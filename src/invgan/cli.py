@@ -39,6 +39,8 @@ EXPERIMENTS = {
     "table3": "detection on images, by all systems; --data mnist, cifar10 (section 4.3)",
     "figure4": "table 3's AUROC class by class; --data mnist, cifar10 (section 4.3)",
     "table4": "detection on Arrhythmia by eight systems (section 4.3)",
+    "decisions": "whether p-values and false discovery rates hold, and what contaminated rows cost",
+    "explanations": "which columns of planted anomalies are named, beside SHAP",
     "estimates": "all estimates of log p(x) side by side, and beside the truth where it is known",
     "theorem1": "distance of what is learned to the noise-free distribution (section 3)",
     "densities": "density models on sets whose density is known, and on two tables",
@@ -50,6 +52,7 @@ EXPERIMENTS = {
 BENCHMARKS = {
     "speed": "Jacobians, training steps and growth, beside the alternatives",
     "adbench": "detection on ADBench's tables, beside other libraries' detectors; --systems",
+    "streams": "time and memory of fit and score on tables of up to 5 million rows",
 }
 """Like those above, on an otherwise idle machine."""
 
@@ -86,11 +89,16 @@ class Device(StrEnum):
     cuda = "cuda"
 
 
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="Folder that 'invgan fit' wrote.")]
+# Whether a file can be read is said by its reader, together with what to do about it.
+ModelArgument = Annotated[
+    Path, typer.Argument(metavar="MODEL", readable=False, help="Folder that 'invgan fit' wrote.")
+]
 DataArgument = Annotated[
     Path,
     typer.Argument(
-        metavar="DATA", help="Table (.csv, .parquet, .npz, .npy), or images: a folder, or an array."
+        metavar="DATA",
+        readable=False,
+        help="Table (.csv, .parquet, .npz, .npy), or images: a folder, or an array.",
     ),
 ]
 LabelOption = Annotated[
@@ -261,6 +269,12 @@ def fit(
     checkpoint_every: Annotated[
         int, typer.Option(min=1, metavar="N", help="Steps between two checkpoints.")
     ] = 500,
+    contamination: Annotated[
+        float,
+        typer.Option(
+            metavar="RATE", help="Share of the rows presumed anomalous, to be found and left out; 0 to 0.5."
+        ),
+    ] = 0.0,
     device: Annotated[Device, typer.Option(help="Where to train; auto takes a GPU if there is one.")] = (
         Device.auto
     ),
@@ -268,17 +282,23 @@ def fit(
     """Learn from DATA what normal rows look like.
 
     In a .csv or .parquet table, text becomes categories, and missing values (empty, ?, NA, NaN) may stay.
-    With --label, rows marked as anomalies are kept out. Training is saved to MODEL.checkpoint at intervals
-    and on Ctrl-C: after an interruption, run the same command again and it continues from there.
+    Of a table of more than 250,000 rows as many are learned from, drawn at random, in memory that does not
+    grow with the table. With --label, rows marked as anomalies are kept out.
+
+    Training is saved to MODEL.checkpoint at intervals and on Ctrl-C: after an interruption, run the same
+    command again and it continues from there.
     """
     _require_writable(out.parent, out)
     _require_replaceable(out)
     from invgan.data import Infer, Table
     from invgan.detectors import InvGAN
     from invgan.estimators import MIN_ROWS
+    from invgan.training import Schedule
 
     columns = Infer(drop=tuple(drop or ()))
-    rows, is_anomaly = _read(data, label=label, normal=normal, min_rows=MIN_ROWS, columns=columns)
+    rows, is_anomaly = _read(
+        data, label=label, normal=normal, min_rows=MIN_ROWS, columns=columns, sample_seed=seed
+    )
     learned = rows.X if is_anomaly is None else rows.X[~is_anomaly]
     if len(learned) < MIN_ROWS:
         raise InputError(f"{data}: has {_count(len(learned), 'normal row')}, expected at least {MIN_ROWS}.")
@@ -291,6 +311,7 @@ def fit(
         max_steps=max_steps,
         learning_rate=learning_rate,
         unskew=True,
+        trim=contamination,
         random_state=seed,
         device=device.value,
         checkpoint=checkpoint,
@@ -312,8 +333,15 @@ def fit(
 
     left_out = "" if is_anomaly is None else f", without the {_count(is_anomaly.sum(), 'anomaly')} among them"
     print(f"Fitted on {_count(len(learned), 'row')} of {data}{left_out}, and saved to {out}.")
+    if contamination:
+        print(f"Left {_count(len(detector.trimmed_), 'row')} of these out, presumed anomalous.")
+    if isinstance(rows, Table) and rows.n_left_out:
+        print(
+            f"Kept {len(rows.X):,} of {len(rows.X) + rows.n_left_out:,} rows, drawn at random; "
+            f"training sees {detector.history_.steps[-1] * Schedule.batch_size:,}."
+        )
     if isinstance(rows, Table) and rows.columns is not None:
-        for note in rows.columns.notes(learned):
+        for note in rows.columns.notes(learned, n_left_out=rows.n_left_out):
             print(note)
     if label is None and rows.y is not None and set(rows.y.tolist()) <= {0, 1}:
         print("The file also holds labels y; --label y would keep the rows marked 1 out of training.")
@@ -597,12 +625,13 @@ def _read(
     normal: list[str] | None,
     columns: "Columns | Infer | None",
     min_rows: int = 1,
+    sample_seed: int | None = None,
 ) -> "tuple[Table | Images, np.ndarray | None]":
     """Read the data and, where a label says so, which rows are anomalies."""
     from invgan.data import read_data
 
     _require_label(label, normal)
-    rows = read_data(data, label=label, min_rows=min_rows, columns=columns)
+    rows = read_data(data, label=label, min_rows=min_rows, columns=columns, sample_seed=sample_seed)
     if label is None:
         return rows, None
     assert rows.y is not None

@@ -4,7 +4,15 @@ from invgan.data.columns import Column, Columns
 from invgan.data.images import Images, pad_images, read_images
 from invgan.data.named import Dataset, adbench_tables, load
 from invgan.data.synthetic import SyntheticSample, synthetic
-from invgan.data.tables import Infer, Table, read_blocks, read_data, read_labels, read_table
+from invgan.data.tables import (
+    Infer,
+    Table,
+    mixed_frame,
+    read_blocks,
+    read_data,
+    read_labels,
+    read_table,
+)
 
 __all__ = [
     "Column",
@@ -16,6 +24,7 @@ __all__ = [
     "Table",
     "adbench_tables",
     "load",
+    "mixed_frame",
     "pad_images",
     "read_blocks",
     "read_data",

@@ -149,13 +149,15 @@ class Columns:
                     found[column.name] = others
         return found
 
-    def notes(self, X: np.ndarray) -> list[str]:
+    def notes(self, X: np.ndarray, *, n_left_out: int = 0) -> list[str]:
         """Say what a user should know of encoded rows before a model is fitted on them.
 
         Parameters
         ----------
         X : numpy.ndarray of shape (n, D)
             What :meth:`encode` returned.
+        n_left_out : int, default 0
+            How many more rows there are, of which these are a sample.
 
         Returns
         -------
@@ -185,7 +187,11 @@ class Columns:
             shown = "; ".join(twins[:8]) + (f"; … ({len(twins)} in all)" if len(twins) > 8 else "")
             notes.append(f"Equal in every row, so that they count twice: {shown}. Leave one out with --drop.")
         numbers = {column.name for column in self.columns if column.kind == "number"}
-        ids = [name for name, x in zip(names, X.T, strict=True) if name in numbers and _is_id(name, x)]
+        ids = [
+            name
+            for name, x in zip(names, X.T, strict=True)
+            if name in numbers and _is_id(name, x, n_left_out)
+        ]
         notes += [
             f"Column {name!r} looks like a number of the row, which says nothing about it; "
             f"leave it out with --drop {name}."
@@ -290,8 +296,11 @@ def _is_constant(x: np.ndarray) -> bool:
     return known.size == 0 or bool((known == known[0]).all())
 
 
-def _is_id(name: str, x: np.ndarray) -> bool:
-    """Whether all are different whole numbers, and either without a gap or in a column named for it."""
+def _is_id(name: str, x: np.ndarray, n_left_out: int) -> bool:
+    """Whether all are different whole numbers, and either have no gap or are in a column named for it.
+
+    Rows that were left out may have what stands in a gap.
+    """
     if len(x) < 10 or np.isnan(x).any() or (x != np.rint(x)).any() or len(np.unique(x)) < len(x):
         return False
-    return bool(np.ptp(x) == len(x) - 1) or _ID_NAME.search(name) is not None
+    return bool(np.ptp(x) < len(x) + n_left_out) or _ID_NAME.search(name) is not None

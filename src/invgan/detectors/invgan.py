@@ -82,6 +82,9 @@ class InvGAN(LatentDetector):
         None trains to the end. Either way the best weights are kept.
     false_positive_rate : float in [0, 1)
         Share of normal rows that ``predict`` may flag; ``set_threshold`` changes it after fitting.
+    trim : float in [0, 0.5)
+        Share of the rows that are presumed anomalous, found by two fits more and left out; what it does to
+        the p-values is said at :class:`~invgan.estimators.AnomalyDetector`.
     random_state : int, RandomState or None
         An integer makes the fit reproducible.
     device : {"auto", "cpu", "cuda"}

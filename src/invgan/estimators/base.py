@@ -1,15 +1,17 @@
 """What every detector shares: checked input, held-out calibration, decisions, and the model file."""
 
+import copy
 import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import numpy as np
+import polars as pl
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.impute import KNNImputer
@@ -22,13 +24,15 @@ from torch import Tensor
 
 from invgan import artifact
 from invgan.calibration import conformal_p_values, threshold_at_false_positive_rate
-from invgan.data import Columns
+from invgan.data import Columns, mixed_frame
 from invgan.errors import InputError
 from invgan.preprocess import AffineScaling, UnskewedScaling
 
 LARGEST_VALUE = 1e18
 """Values beyond this, squared, leave no digits for anything else."""
 MIN_ROWS = 10
+MIN_ROWS_TO_TRIM = 40
+"""Rows of which each half still leaves enough to learn from."""
 MAX_DONORS = 2000
 """Training rows among which the nearest is looked for, to learn from a row with missing values."""
 
@@ -57,13 +61,50 @@ class Split:
             calibration=np.sort(order[:n_calibration]),
         )
 
+    @property
+    def learned(self) -> np.ndarray:
+        """The rows that a model may know: those of training and validation."""
+        return np.concatenate([self.training, self.validation])
+
+    def halves(self, seed: int) -> tuple["Split", "Split"]:
+        """Deal the rows of each part to two splits."""
+        draws = np.random.default_rng([seed, 2])
+        parts = [draws.permutation(part) for part in (self.training, self.validation, self.calibration)]
+        first, second = (Split(*(np.sort(part[i::2]) for part in parts)) for i in (0, 1))
+        return first, second
+
+    def where(self, kept: np.ndarray) -> "Split":
+        """Keep the rows that are marked."""
+        return Split(
+            self.training[kept[self.training]],
+            self.validation[kept[self.validation]],
+            self.calibration[kept[self.calibration]],
+        )
+
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
-    """Base of all detectors: a subclass learns a score, the rest follows from it.
+    r"""Base of all detectors: a subclass learns a score, the rest follows from it.
 
     A subclass implements :meth:`_fit_rows` and :meth:`_score_rows`, and for the model file :meth:`_state` and
     :meth:`_restore`.
+
+    Parameters
+    ----------
+    false_positive_rate : float in [0, 1)
+        Share of normal rows that ``predict`` may flag; ``set_threshold`` changes it after fitting.
+    trim : float in [0, 0.5)
+        Share of the rows that are presumed anomalous: so many are found in a first pass and left out. Each
+        half of the rows is scored by a model fitted to the other half, since a row's own part in a density
+        would hide it (as a crowd of alike anomalies may all the same). Calibration rows that score below all
+        other rows that are kept are left out as well. If all that stay are normal, a new normal row has
+
+        .. math:: P(p \le \alpha) \le \alpha + (1 - \alpha) q
+
+        where q is the probability that it would have been left out itself: 0 if only anomalies are, and
+        about the whole share if there are none.
+    random_state : int, RandomState or None
+        An integer makes the fit reproducible.
 
     Attributes
     ----------
@@ -73,8 +114,11 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         Scores below it are anomalies; it can be moved by :meth:`set_threshold`.
     calibration_scores_ : ndarray
         Scores of normal rows that had no part in the fit.
+    trimmed_ : ndarray of int
+        The rows of X that were left out as presumed anomalies; a loaded model has none.
     columns_ : Columns, or None
-        The columns of the file whose encoded rows were fitted, where somebody set it: it is saved as well.
+        What the columns of the table hold, where not all are numbers: a table to score is encoded alike. For
+        a file's, whoever read it sets this; it is saved as well.
     """
 
     _registry: ClassVar[dict[str, type["AnomalyDetector"]]] = {}
@@ -82,10 +126,12 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     """Whether missing values may be scored, as NaN, and in tables fitted."""
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         "false_positive_rate": [Interval(Real, 0, 1, closed="left")],
+        "trim": [Interval(Real, 0, 0.5, closed="left")],
         "random_state": ["random_state"],
     }
 
     false_positive_rate: float = 0.05
+    trim: float = 0.0
     random_state: Any = None
     scaling_: AffineScaling = field(init=False)
     columns_: Columns | None = field(init=False)
@@ -116,8 +162,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         Parameters
         ----------
         X : array or table of shape (n, D), or images of shape (n, C, H, W)
-            Normal rows; tables of numbers (NumPy, pandas, polars), images as integers or floats. Where
-            the score is a likelihood that can marginalise, NaN stands for a value that is not known: to
+            Normal rows; tables (NumPy, pandas, polars), images as integers or floats. Text, categories
+            and truth values of a pandas or polars table become numbers as in
+            :class:`~invgan.data.Columns`, whose names are then in ``feature_names_in_``. Where the
+            score is a likelihood that can marginalise, NaN stands for a value that is not known: to
             learn from the row it is taken from the nearest training row, to score the row it is left out.
         y : ignored
             For scikit-learn's conventions.
@@ -127,13 +175,42 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         self
         """
         self._validate_params()
+        self.columns_ = None
         rows = self._check_rows(X, fitting=True, missing=self._marginalises)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         split = Split.draw(len(rows), seed)
-        self.columns_ = None
+        kept = self._presumed_normal(rows, split, seed)
+        self.trimmed_, split = np.flatnonzero(~kept), split.where(kept)
         self._fit_rows(_completed(rows, split.training), split, seed)
         self.calibration_scores_ = self._score_rows(rows[split.calibration])
         return self.set_threshold(self.false_positive_rate)
+
+    def _presumed_normal(self, rows: Tensor, split: Split, seed: int) -> np.ndarray:
+        """Mark the rows that do not look anomalous to a model fitted to the other half of them."""
+        kept = np.ones(len(rows), dtype=bool)
+        n_trimmed = int(self.trim * len(split.learned))
+        if not n_trimmed:
+            return kept
+        if len(rows) < MIN_ROWS_TO_TRIM:
+            raise InputError(
+                f"With trim={self.trim:g} a fit needs at least {MIN_ROWS_TO_TRIM} rows, got {len(rows)}; "
+                "add rows, or set trim=0."
+            )
+        completed, scores = _completed(rows, split.training), np.empty(len(rows))
+        halves = split.halves(seed)
+        for half, other in (halves, halves[::-1]):
+            model = self._copy_for_trimming()
+            model._fit_rows(completed, replace(half, calibration=half.calibration[:0]), seed)
+            unseen = np.concatenate([other.learned, other.calibration])
+            scores[unseen] = model._score_rows(rows[unseen])
+        kept = scores >= np.sort(scores[split.learned])[n_trimmed]
+        for part in (split.training, split.validation, split.calibration):
+            kept[part[scores[part].argmax()]] = True  # a part of a few rows may have none otherwise
+        return kept
+
+    def _copy_for_trimming(self) -> Self:
+        """Return an estimator of the same parameters, whose fit leaves nothing behind."""
+        return copy.copy(self)
 
     def set_threshold(self, false_positive_rate: float) -> Self:
         """Choose the share of normal rows that may be flagged, without fitting again.
@@ -235,7 +312,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         """Turn X into a tensor of raw rows; with ``missing``, NaN may stand for a value that is not known."""
         checked = validate_data(
             self,
-            X,
+            self._encoded(X, fitting=fitting),
             reset=fitting,
             dtype="numeric",
             allow_nd=True,
@@ -263,6 +340,28 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             self._check_values(checked, missing=missing and (not fitting or len(shape) == 1))
         return torch.from_numpy(np.require(checked, requirements=["C", "W"]))
 
+    def _encoded(self, X: Any, *, fitting: bool) -> Any:
+        """Turn the text, categories and truth values of a table into numbers; leave all else as it is."""
+        if fitting:
+            frame = mixed_frame(X)
+            if frame is None:
+                return X
+            self.columns_ = Columns.infer(frame, "X")
+        else:
+            if self.columns_ is None or set(getattr(X, "columns", ())) == set(self.columns_.features):
+                return X  # as it was encoded by whoever read it
+            frame = mixed_frame(X)
+            if frame is None:
+                return X
+            owner = type(self).__name__
+            for column in self.columns_.columns:
+                if column.is_used and column.name not in frame.columns:
+                    raise InputError(f"X has no column {column.name!r}, which {owner} was fitted on; add it.")
+            for name in frame.columns:
+                if name not in self.columns_.names:
+                    raise InputError(f"X has the column {name!r}, which {owner} was not fitted on; drop it.")
+        return pl.DataFrame(self.columns_.encode(frame, _refuse_cell), schema=self.columns_.features)
+
     def _check_values(self, rows: np.ndarray, *, missing: bool) -> None:
         usable = np.abs(rows) <= LARGEST_VALUE  # False for NaN
         if missing:
@@ -284,6 +383,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             f"X has the value {value:g} in {where}; values beyond {LARGEST_VALUE:g} cannot be "
             "squared with any precision left: rescale them."
         )
+
+
+def _refuse_cell(row: int, name: str, found: object, value: float) -> NoReturn:
+    raise InputError(f"X has {found!r} in row {row}, column {name!r}: expected a finite number.")
 
 
 def _completed(rows: Tensor, training: np.ndarray) -> Tensor:

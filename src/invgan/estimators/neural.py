@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
@@ -79,6 +79,11 @@ class NeuralDetector(AnomalyDetector):
         """Construct the networks that a model file's tensors, "model.*", are the weights of; none is read."""
 
     # ---------------------------------------------------------------- fitting
+
+    def _copy_for_trimming(self) -> Self:
+        model = super()._copy_for_trimming()
+        model.checkpoint = None  # there is one, for the fit that follows
+        return model
 
     def _check_batch_size(self, n_training: int) -> None:
         if self.batch_size is not None and self.batch_size > n_training:

@@ -90,11 +90,11 @@ def pyod(name: str) -> Fit:
         known = inspect.signature(kind).parameters
         # DeepSVDD asks for the number of features; no other setting is given.
         given = {"random_state": seed, "n_features": train.shape[1], "verbose": 0}
-        with _globally_seeded(seed):
+        with globally_seeded(seed):
             detector = kind(**{key: value for key, value in given.items() if key in known}).fit(train)
 
         def score(test: np.ndarray) -> np.ndarray:
-            with _globally_seeded(seed):  # some draw noise even to score
+            with globally_seeded(seed):  # some draw noise even to score
                 return -np.asarray(detector.decision_function(test), dtype=float).ravel()
 
         return score
@@ -114,7 +114,7 @@ def standardized(fit: Fit) -> Fit:
 
 
 @contextlib.contextmanager
-def _globally_seeded(seed: int) -> Iterator[None]:
+def globally_seeded(seed: int) -> Iterator[None]:
     """Seed the generators that belong to the process, for code that has no other, and put them back."""
     state = np.random.get_state()  # noqa: NPY002
     with torch.random.fork_rng(devices=[]):

@@ -90,23 +90,24 @@ def _scoring(sizes: Sequence[int], *, max_steps: int) -> list[Point]:
         InvGAN(max_steps=max_steps, random_state=0).fit(draws.normal(size=(1000, N_COLUMNS))).save(model)
         for size in sizes:
             pl.DataFrame(draws.normal(size=(size, N_COLUMNS)), schema=columns).write_parquet(data)
-            start = time.perf_counter()
-            peak = subprocess.run(
-                [sys.executable, "-c", _SCORE, str(model), str(data), str(scores)],
-                capture_output=True,
-                text=True,
-                check=True,
-            ).stdout.splitlines()[-1]
-            points.append(Point(size, time.perf_counter() - start, int(peak) / 1e6))
+            points.append(command(size, "score", model, data, "--out", scores))
     return points
 
 
-_SCORE = """
+def command(size: int, *arguments: str | Path) -> Point:
+    """Run a command of invgan's on so many rows in a process of its own, and take all of its memory."""
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-c", _COMMAND, *map(str, arguments)], capture_output=True, text=True, check=True
+    )
+    return Point(size, time.perf_counter() - start, int(done.stdout.splitlines()[-1]) / 1e6)
+
+
+_COMMAND = """
 import sys
 from invgan.cli import main
 from invgan.experiments.speed.growth import peak_bytes
-model, data, scores = sys.argv[1:]
-code = main(["score", model, data, "--out", scores])
+code = main(sys.argv[1:])
 print(peak_bytes())
 raise SystemExit(code)
 """
