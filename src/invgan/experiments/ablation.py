@@ -29,8 +29,8 @@ from invgan.likelihood.aggregate import Neighbours
 from invgan.metrics import detection_metrics
 
 MAX_TRAINING_ROWS, MAX_TEST_ROWS = 2_000, 4_000
-SEEDS = (1, 2)
-"""Others than the one by which ingredients were chosen."""
+SEEDS = (1,)
+"""Another than the one by which ingredients were chosen."""
 QUICK_STEPS, QUICK_TABLES = 50, 2
 DEFAULT = "InvGAN()"
 
@@ -129,7 +129,7 @@ def run(
         processes=1 if quick else os.cpu_count() or 1,
     )
     results = {
-        "title": f"What each ingredient is worth, {len(tables)} tables of ADBench, {len(seeds)} seed(s)",
+        "title": f"What each ingredient is worth, {len(tables)} tables of ADBench",
         "table": {
             "columns": ["changed", "AUROC", "AP", "better / worse", "p", "median s to fit"],
             "rows": table_rows(points),
@@ -198,11 +198,15 @@ def table_rows(points: Sequence[Point]) -> list[list[str]]:
         rows.append(
             [
                 name,
-                mean_and_std(list(areas.mean(1))),
-                mean_and_std(list(precisions.mean(1))),
+                _over_seeds(areas.mean(1)),
+                _over_seeds(precisions.mean(1)),
                 f"{(gain > 1e-3).sum()} / {(gain < -1e-3).sum()}" if name != DEFAULT else "",
                 f"{wilcoxon(gain).pvalue:.3g}" if len(gain) > 1 and gain.any() else "",
                 f"{np.median(seconds):.1f}" if seconds else "",
             ]
         )
     return rows
+
+
+def _over_seeds(means: np.ndarray) -> str:
+    return mean_and_std(list(means)) if len(means) > 1 else f"{means[0]:.4f}"
