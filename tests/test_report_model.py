@@ -64,7 +64,7 @@ def test_only_the_rows_that_are_shown_are_kept_explained_and_encoded(detector, m
 
         monkeypatch.setattr(LatentDetector, name, counted)
 
-    for name in ("explain", "expected", "transform"):
+    for name in ("explanation", "transform"):
         counting(name)
     alive = []
 
@@ -78,7 +78,7 @@ def test_only_the_rows_that_are_shown_are_kept_explained_and_encoded(detector, m
     content = report_content(detector, blocks(), title="A report", source="somewhere.csv")
     assert len(content.scores) == 1000
     assert asked.pop("transform") <= 20 + 30
-    assert asked == {"explain": 20, "expected": 20}
+    assert asked == {"explanation": 20}
 
 
 def test_reasons_are_those_of_the_lowest_scores_in_the_datas_own_units(detector):

@@ -47,10 +47,21 @@ MAX_COMPONENTS = 5000
 """Training rows that carry a component of the aggregate density, chosen at random where there are more."""
 SEARCH_BLOCK = 16
 """Rows whose modes are searched for together: all wait for the slowest, and samples make them many anyway."""
-MAX_TYPICAL = 256
+MAX_TYPICAL = 64
 """Held-out rows over which a feature's typical log-density is averaged, at most."""
 MAX_STD = 10.0
 """Largest σ, in units of the scaled data, whose own spread is about one."""
+
+
+class Explanation(NamedTuple):
+    """Why rows are unusual, feature by feature."""
+
+    shares: np.ndarray
+    """Nats that each feature adds to the deficit."""
+    mean: np.ndarray
+    """What it was expected to be, in the data's own units."""
+    std: np.ndarray
+    """How far from that it may be."""
 
 
 class _Judged(NamedTuple):
@@ -458,14 +469,10 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         >>> X = np.stack([a, a + 0.1 * noise, noise], 1)
         >>> detector = InvGAN(max_steps=100, random_state=0).fit(X)
         >>> odd = [[2.0, 2.0, 9.0]]  # the third is far too large, the first two belong together
-        >>> detector.explain(odd).argmax()
+        >>> int(detector.explain(odd).argmax())
         2
         """
-        check_is_fitted(self)
-        rows = self._check_rows(X, fitting=False, missing=True)
-        found = self._judge_features(rows, typical=self.typical_).log_prob
-        shares = (self.typical_ - found).cpu().view(rows.shape)
-        return torch.where(rows.isnan(), 0, shares).numpy()
+        return self.explanation(X).shares
 
     def expected(self, X: Any) -> tuple[np.ndarray, np.ndarray]:
         r"""Return what each feature was expected to be, in the data's own units.
@@ -479,10 +486,23 @@ class LatentDetector(TransformerMixin, NeuralDetector):
             The conditional standard deviation; for images σ(z). Where a column was transformed, both to
             first order.
         """
+        found = self.explanation(X)
+        return found.mean, found.std
+
+    def explanation(self, X: Any) -> Explanation:
+        """Return what :meth:`explain` and :meth:`expected` do, at the cost of one of them.
+
+        Returns
+        -------
+        Explanation
+            ``shares``, ``mean`` and ``std``, each an array of X's shape.
+        """
         check_is_fitted(self)
         rows = self._check_rows(X, fitting=False, missing=True)
         found = self._judge_features(rows, typical=self.typical_)
-        return found.mean.cpu().view(rows.shape).numpy(), found.std.cpu().view(rows.shape).numpy()
+        shares = torch.where(rows.isnan(), 0, (self.typical_ - found.log_prob).cpu().view(rows.shape))
+        parts = (part.cpu().view(rows.shape) for part in (shares, found.mean, found.std))
+        return Explanation(*(part.numpy() for part in parts))
 
     def transform(self, X: Any) -> np.ndarray:
         """Return the latents h(x), shape (n, d)."""

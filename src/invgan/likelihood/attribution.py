@@ -69,9 +69,9 @@ def attribute(
     (tensor([[0., 0.]], dtype=torch.float64), tensor([[1., 1.]], dtype=torch.float64))
     """
     known = torch.ones_like(rows, dtype=torch.bool) if observed is None else observed
-    parts = []
+    precisions, parts = _Precisions.of(mixture), []
     for i, row in enumerate(rows.double()):
-        conditionals = _Conditionals(mixture, row)
+        conditionals = _Conditionals(precisions, row)
         for j in (~known[i]).nonzero()[:, 0].tolist():
             conditionals.set_aside(j)
         parts.append(_attribute_row(conditionals, None if typical is None else typical[i].double()))
@@ -79,7 +79,8 @@ def attribute(
 
 
 def _attribute_row(conditionals: "_Conditionals", typical: Tensor | None) -> Attribution:
-    surprise, (mean, std) = torch.zeros_like(conditionals.row), conditionals.expected()
+    surprise = torch.zeros_like(conditionals.row)
+    mean, std = conditionals.expected()
     for _ in range(MAX_SET_ASIDE):
         rest = conditionals.rest
         if typical is None or not rest.any():
@@ -90,39 +91,63 @@ def _attribute_row(conditionals: "_Conditionals", typical: Tensor | None) -> Att
         if excess[j] <= 0:
             break
         surprise[j] = found[j]
+        mean[j], std[j] = conditionals.expected(j)
         conditionals.set_aside(j)
-        now, spread = conditionals.expected()
-        # What is still in is expected from what is still in.
-        mean, std = (torch.where(conditionals.rest, new, old) for new, old in ((now, mean), (spread, std)))
     rest = conditionals.rest
     if rest.any():
-        found = conditionals.surprises()
+        found, (now, spread) = conditionals.surprises(), conditionals.expected()
         left = -conditionals.log_prob() - found[rest].sum()
         surprise = torch.where(rest, found + left / rest.sum(), surprise)
+        mean, std = torch.where(rest, now, mean), torch.where(rest, spread, std)
     return Attribution(surprise, mean, std)
+
+
+class _Precisions(NamedTuple):
+    """Λ = I/ν − U diag(1/ν − 1/α) Uᵀ of every component."""
+
+    centers: Tensor  # n×D
+    inverse: Tensor  # 1/ν, n×1
+    axes: Tensor  # U, n×D×r
+    weighted: Tensor  # U diag(1/ν − 1/α), n×D×r
+    diagonal: Tensor  # n×D
+    log_det: Tensor  # of Λ⁻¹, n
+
+    @classmethod
+    def of(cls, mixture: TangentMixture) -> "_Precisions":
+        tangents, centers = mixture.tangents, mixture.centers.double()
+        along, across = component_variances(
+            tangents.lengths.double(), tangents.scale.double(), mixture.bandwidths, mixture.round_share
+        )
+        (n, rank), n_features = along.shape, centers.shape[1]
+        inverse = 1 / across[:, None]
+        axes = tangents.basis.double().view(n_features, n, rank).transpose(0, 1).contiguous()
+        weighted = axes * (inverse - 1 / along)[:, None]
+        diagonal = inverse - (weighted * axes).sum(2)
+        log_det = along.log().sum(1) + (n_features - rank) * across.log()
+        return cls(centers, inverse, axes, weighted, diagonal, log_det)
 
 
 class _Conditionals:
     """One row under every component: each feature given the others that have not been set aside."""
 
-    def __init__(self, mixture: TangentMixture, row: Tensor) -> None:
-        tangents = mixture.tangents
-        along, across = component_variances(
-            tangents.lengths.double(), tangents.scale.double(), mixture.bandwidths, mixture.round_share
-        )
-        n, rank = along.shape
-        self.row, self.rest = row, torch.ones_like(row, dtype=torch.bool)
-        # Λ = I/ν − U diag(1/ν − 1/α) Uᵀ, and of what is set aside a column each.
-        self.inverse, self.axes = 1 / across[:, None], tangents.basis.double().view(len(row), n, rank)
-        self.weighted = self.axes * (self.inverse - 1 / along)  # D×n×r
-        self.columns: list[Tensor] = []
-        steps = row - mixture.centers.double()  # n×D
-        within = torch.einsum("nd,dnr->nr", steps, self.axes)
-        self.pull = steps * self.inverse - torch.einsum("dnr,nr->nd", self.weighted, within)  # Λ (x − c)
-        self.precision = self.inverse - (self.weighted * self.axes).sum(2).T  # its diagonal, n×D
-        log_det = along.log().sum(1) + (len(row) - rank) * across.log()
+    def __init__(self, components: _Precisions, row: Tensor) -> None:
+        self.components, self.row = components, row
+        self.rest = torch.ones_like(row, dtype=torch.bool)
+        steps = row - components.centers  # n×D
+        within = components.axes.mT @ steps[..., None]
+        self.pull = steps * components.inverse - (components.weighted @ within)[..., 0]  # Λ (x − c)
+        self.precision = components.diagonal.clone()  # Λ's diagonal
+        self.columns: list[Tensor] = []  # of what is set aside: Λ less its outer product with itself
         quadratic = (steps * self.pull).sum(1)
-        self.log_density = -0.5 * (quadratic + log_det + len(row) * math.log(2 * math.pi))  # n
+        log_density = -0.5 * (quadratic + components.log_det + len(row) * math.log(2 * math.pi))
+        self._now_at(log_density)
+
+    def _now_at(self, log_density: Tensor) -> None:
+        """Take the density of the rest under each component, (n,), and work out that without each feature."""
+        self.log_density = log_density
+        precision = torch.where(self.rest, self.precision, 1)
+        conditional = 0.5 * (precision / (2 * math.pi)).log() - 0.5 * self.pull.square() / precision
+        self.without = log_density[:, None] - torch.where(self.rest, conditional, 0)  # n×D
 
     def log_prob(self) -> Tensor:
         """Log-density of the features that are not set aside."""
@@ -130,35 +155,29 @@ class _Conditionals:
 
     def surprises(self) -> Tensor:
         """−log p(x_j | the rest), (D,); 0 for what was set aside."""
-        without = torch.logsumexp(self._without(), 0) - math.log(len(self.log_density))
+        without = torch.logsumexp(self.without, 0) - math.log(len(self.log_density))
         return torch.where(self.rest, without - self.log_prob(), 0)
 
-    def expected(self) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of x_j | the rest, (D,) each."""
-        share = torch.softmax(self._without(), 0)
-        precision = torch.where(self.rest, self.precision, 1)
-        means = self.row - self.pull / precision
+    def expected(self, which: int | slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of x_j | the rest, for all features or one."""
+        share = torch.softmax(self.without[:, which], 0)
+        precision = torch.where(self.rest, self.precision, 1)[:, which]
+        means = self.row[which] - self.pull[:, which] / precision
         mean = (share * means).sum(0)
         return mean, (share * (1 / precision + (means - mean).square())).sum(0).sqrt()
 
     def set_aside(self, j: int) -> None:
         """Integrate feature j out."""
-        self.log_density = self._without()[:, j]
-        root = self.precision[:, j].sqrt()
-        column = -torch.einsum("dnr,nr->nd", self.axes, self.weighted[j])
-        column[:, j] += self.inverse[:, 0]
+        components, root = self.components, self.precision[:, j].sqrt()
+        column = -(components.axes @ components.weighted[:, j, :, None])[..., 0]
+        column[:, j] += components.inverse[:, 0]
         for earlier in self.columns:
             column -= earlier * earlier[:, [j]]
         column /= root[:, None]
         self.pull = self.pull - column * (self.pull[:, j] / root)[:, None]
         # Not below what rounding leaves, where a feature follows from the others.
-        self.precision = (self.precision - column.square()).clamp_min(1e-12 * self.inverse)
+        self.precision = (self.precision - column.square()).clamp_min(1e-12 * components.inverse)
         self.columns.append(column)
         self.rest = self.rest.clone()
         self.rest[j] = False
-
-    def _without(self) -> Tensor:
-        """Log-density of the rest without each feature in turn, n×D."""
-        precision = torch.where(self.rest, self.precision, 1)
-        conditional = 0.5 * (precision / (2 * math.pi)).log() - 0.5 * self.pull.square() / precision
-        return self.log_density[:, None] - torch.where(self.rest, conditional, 0)
+        self._now_at(self.without[:, j])

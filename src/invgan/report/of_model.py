@@ -18,7 +18,7 @@ from invgan.detectors import AnomalyDetector, InvGAN
 from invgan.report.content import LatentMap, Pictures, ReportContent
 from invgan.report.reasons import Reason, reasons
 
-EXPLAINED_ROWS = 500
+EXPLAINED_ROWS = 100
 """The most anomalous rows of a table, whose reasons a report gives."""
 PICTURED_ROWS = 80
 """The most anomalous images, which a report shows with their reconstructions and heat maps."""
@@ -133,7 +133,7 @@ def reasons_of(detector: InvGAN, X: np.ndarray) -> list[list[Reason]]:
         As :func:`invgan.report.reasons.reasons` gives them.
     """
     columns, known = columns_of(detector), as_fitted(detector, X)
-    (mean, std), shares = detector.expected(known), detector.explain(known)
+    shares, mean, std = detector.explanation(known)
     learned = detector.scaling_.inverse(detector.mixture_.centers).cpu().numpy()
     lowest, highest = learned.min(0), learned.max(0)
     return [
@@ -189,10 +189,8 @@ def report_content(
     if is_table:
         explained["reasons"] = reasons_of(detector, lowest.rows)
     else:
-        expected, _ = detector.expected(lowest.rows)
-        explained["pictures"] = Pictures(
-            images=lowest.rows, expected=expected, shares=detector.explain(lowest.rows)
-        )
+        found = detector.explanation(lowest.rows)
+        explained["pictures"] = Pictures(images=lowest.rows, expected=found.mean, shares=found.shares)
     n_rows = sum(map(len, scores))
     return ReportContent(
         title=title,
