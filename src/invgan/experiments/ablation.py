@@ -198,15 +198,11 @@ def table_rows(points: Sequence[Point]) -> list[list[str]]:
         rows.append(
             [
                 name,
-                _over_seeds(areas.mean(1)),
-                _over_seeds(precisions.mean(1)),
+                mean_and_std(list(areas.mean(1))),
+                mean_and_std(list(precisions.mean(1))),
                 f"{(gain > 1e-3).sum()} / {(gain < -1e-3).sum()}" if name != DEFAULT else "",
                 f"{wilcoxon(gain).pvalue:.3g}" if len(gain) > 1 and gain.any() else "",
                 f"{np.median(seconds):.1f}" if seconds else "",
             ]
         )
     return rows
-
-
-def _over_seeds(means: np.ndarray) -> str:
-    return mean_and_std(list(means)) if len(means) > 1 else f"{means[0]:.4f}"

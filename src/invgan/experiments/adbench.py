@@ -227,8 +227,7 @@ def _over_seeds(points: Sequence[Point], system: str, key: str) -> str:
     for point in points:
         if point["system"] == system:
             by_seed.setdefault(point["seed"], []).append(point[key])
-    means = [float(np.mean(values)) for values in by_seed.values()]
-    return mean_and_std(means) if len(means) > 1 else f"{means[0]:.4f}"
+    return mean_and_std([float(np.mean(values)) for values in by_seed.values()])
 
 
 def _p_values(systems: Sequence[str], points: Sequence[Point]) -> dict[str, str]:

@@ -45,8 +45,8 @@ def write_results(path: Path, results: dict[str, Any]) -> None:
 
 
 def mean_and_std(values: Sequence[float]) -> str:
-    """Format a sample for a table: mean ± standard deviation over seeds."""
-    return f"{np.mean(values):.4f} ± {np.std(values):.4f}"
+    """Format a sample for a table: mean ± standard deviation over seeds, of which one has none."""
+    return f"{np.mean(values):.4f}" + (f" ± {np.std(values):.4f}" if len(values) > 1 else "")
 
 
 def _rounded(value: Any) -> Any:
