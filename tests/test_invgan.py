@@ -25,10 +25,11 @@ from torch.distributions import Normal
 import invgan
 from invgan import InputError, InvGAN, artifact, geometry, load
 from invgan.data import Infer, read_table
-from invgan.detectors import IsolationForest
+from invgan.detectors import IsolationForest, latent
 from invgan.estimators import Split
 from invgan.estimators.base import _completed
 from invgan.likelihood import attribute
+from invgan.networks import RBFVariance
 
 METHODS = ["aggregate", "joint", "riemannian"]
 FIRST_SEED = int(np.random.RandomState(0).randint(2**31 - 1))
@@ -401,6 +402,26 @@ def test_shares_are_relative_to_the_typical_held_out_row(table):
     held_out = named().iloc[Split.draw(120, FIRST_SEED).calibration]
     typical = table.score_samples(held_out).mean()
     assert table.typical_.sum().item() == pytest.approx(typical, rel=1e-9)
+
+
+@pytest.mark.parametrize("most", [(10**6, 10**6), (10**6, 20), (50, 20), (20, 20)])
+def test_of_many_rows_some_fit_sigma_and_fewer_carry_components(most, monkeypatch):
+    monkeypatch.setattr(latent, "MAX_VARIANCE_ROWS", most[0])
+    monkeypatch.setattr(latent, "MAX_COMPONENTS", most[1])
+    seen = []
+    fit_weights = RBFVariance.fit_weights
+    monkeypatch.setattr(
+        RBFVariance,
+        "fit_weights",
+        lambda self, latents, residuals: (seen.append(len(latents)), fit_weights(self, latents, residuals)),
+    )
+    detector, split = fitted(correlated()), Split.draw(120, FIRST_SEED)
+    learned = len(split.training) + len(split.validation)
+    assert seen == [min(most[0], learned)]
+    mixture = detector.mixture_
+    assert len(mixture.centers) == min(most[1], learned)
+    # Each component has the code of its own row, whichever were chosen.
+    torch.testing.assert_close(mixture.codes, detector.model_.inference(mixture.centers))
 
 
 def test_what_a_table_is_expected_to_hold_is_in_its_own_units(table):

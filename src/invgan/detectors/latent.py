@@ -45,6 +45,8 @@ ROWS_PER_CENTER = 8
 """Training rows for each of σ's centres by default, at least: with fewer σ learns single rows' residuals."""
 MAX_COMPONENTS = 5000
 """Training rows that carry a component of the aggregate density, chosen at random where there are more."""
+MAX_VARIANCE_ROWS = 50_000
+"""Training rows by which σ is fitted again, chosen at random where there are more: 200 for each centre."""
 SEARCH_BLOCK = 16
 """Rows whose modes are searched for together: all wait for the slowest, and samples make them many anyway."""
 MAX_TYPICAL = 64
@@ -171,6 +173,9 @@ class LatentDetector(TransformerMixin, NeuralDetector):
     def _prepare_scoring(self, rows: Tensor, seed: int) -> None:
         """Bring the trained networks to scoring precision, fit σ around the data, build the aggregate."""
         gan = self.model_
+        shuffled = np.random.default_rng([seed, 1]).permutation(len(rows))
+        seen, chosen = (np.sort(shuffled[:most]) for most in (MAX_VARIANCE_ROWS, MAX_COMPONENTS))
+        rows = rows[seen]
         with self._scoring():
             codes = self._encode(rows)
             if self._choice("centers") == "data":
@@ -180,10 +185,9 @@ class LatentDetector(TransformerMixin, NeuralDetector):
                 gan.variance.fit_centers(codes, seed=seed)
                 scaled = self._blocks(lambda block: self._prepare(block).flatten(1), rows)
                 gan.variance.fit_weights(codes, scaled - means)
-            shuffled = np.random.default_rng([seed, 1]).permutation(len(rows))
-            chosen = torch.from_numpy(np.sort(shuffled[:MAX_COMPONENTS]))
-            centers = self._blocks(lambda block: self._prepare(block).flatten(1), rows[chosen])
-            self.mixture_ = self._mixture(centers, codes[chosen])
+            of_seen = torch.from_numpy(np.searchsorted(seen, chosen))
+            centers = self._blocks(lambda block: self._prepare(block).flatten(1), rows[of_seen])
+            self.mixture_ = self._mixture(centers, codes[of_seen])
             self.mixture_.fit_bandwidths(seed=seed)
 
     def _mixture(self, centers: Tensor, codes: Tensor) -> TangentMixture:
