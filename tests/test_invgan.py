@@ -26,7 +26,7 @@ import invgan
 from invgan import InputError, InvGAN, artifact, geometry, load
 from invgan.data import Infer, read_table
 from invgan.detectors import IsolationForest, latent
-from invgan.estimators import Split
+from invgan.estimators import Split, base
 from invgan.estimators.base import _completed
 from invgan.likelihood import attribute
 from invgan.networks import RBFVariance
@@ -965,6 +965,14 @@ def test_a_missing_value_is_taken_from_the_nearest_training_row_to_learn_from():
     completed = _completed(torch.from_numpy(X), np.arange(3))
     np.testing.assert_allclose(completed[3:], [[19, 3], [0, 1.1]], rtol=1e-12)
     np.testing.assert_array_equal(completed[:3], X[:3])
+
+
+def test_few_donors_come_from_all_over_a_sorted_table(monkeypatch):
+    monkeypatch.setattr(base, "MAX_DONORS", 10)
+    X = np.repeat(np.arange(25.0)[:, None], 2, axis=1)
+    X[24, 1] = np.nan
+    completed = _completed(torch.from_numpy(X), np.arange(24))  # every third of them
+    assert completed[24, 1].item() == pytest.approx(21)
 
 
 @pytest.mark.parametrize("missing", [0.0, 0.1])

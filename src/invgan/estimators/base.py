@@ -396,7 +396,7 @@ def _completed(rows: Tensor, training: np.ndarray) -> Tensor:
     # The value of one neighbour, not a mean of several, which would shrink the column's spread.
     imputer = make_pipeline(StandardScaler(), KNNImputer(n_neighbors=1, keep_empty_features=True))
     values = rows.numpy()
-    donors = training[:MAX_DONORS]
+    donors = training[:: math.ceil(len(training) / MAX_DONORS)]  # from all over: a table may be sorted
     with warnings.catch_warnings(action="ignore"):  # a column that the donors know nothing of becomes 0
         scaled = imputer.fit(values[donors]).transform(values)
         found = np.nan_to_num(imputer[0].inverse_transform(scaled))
