@@ -87,6 +87,13 @@ def test_the_detectors_page_has_them_all_with_figures_that_were_measured():
     assert {name: row for name, row in rows.items() if any(row)} == measured
 
 
+def test_the_ablation_page_has_the_figures_that_were_measured():
+    lines = (ROOT / "docs" / "ablation.md").read_text().splitlines()
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
+    measured = json.loads((ROOT / "results" / "ablation.json").read_text())["table"]
+    assert cells == [measured["columns"], *measured["rows"]]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_every_command_of_the_page_on_tables_runs(tmp_path, capsys):
     text = (ROOT / "docs" / "tables.md").read_text()
