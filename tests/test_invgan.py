@@ -404,6 +404,15 @@ def test_shares_are_relative_to_the_typical_held_out_row(table):
     assert table.typical_.sum().item() == pytest.approx(typical, rel=1e-9)
 
 
+def test_the_typical_row_is_one_of_all_over_a_sorted_table(monkeypatch):
+    monkeypatch.setattr(latent, "MAX_TYPICAL", 5)
+    X = np.sort(correlated(), axis=0)
+    detector, calibration = fitted(X), Split.draw(120, FIRST_SEED).calibration
+    some = calibration[:: math.ceil(len(calibration) / 5)]
+    typical = detector.score_samples(X[some]).mean()
+    assert detector.typical_.sum().item() == pytest.approx(typical, rel=1e-9)
+
+
 @pytest.mark.parametrize("most", [(10**6, 10**6), (10**6, 20), (50, 20), (20, 20)])
 def test_of_many_rows_some_fit_sigma_and_fewer_carry_components(most, monkeypatch):
     monkeypatch.setattr(latent, "MAX_VARIANCE_ROWS", most[0])

@@ -17,7 +17,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from invgan.errors import InputError, UnreliableEstimateWarning
-from invgan.estimators import NeuralDetector, Split, check_shapes, in_blocks, part_of
+from invgan.estimators import NeuralDetector, Split, check_shapes, in_blocks, part_of, spread
 from invgan.gan import InvertedGenerator
 from invgan.likelihood import (
     Estimate,
@@ -166,7 +166,7 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         self._prepare_scoring(rows[np.concatenate([split.training, split.validation])], seed)
         # Not those of validation where there are others: they carry components of the density themselves.
         held_out = split.calibration if len(split.calibration) else split.validation
-        self.typical_ = self._judge_features(rows[held_out[:MAX_TYPICAL]]).log_prob.mean(0)
+        self.typical_ = self._judge_features(rows[spread(held_out, MAX_TYPICAL)]).log_prob.mean(0)
 
     # ---------------------------------------------------------------- scoring
 

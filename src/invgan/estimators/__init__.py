@@ -8,6 +8,7 @@ from invgan.estimators.base import (
     in_blocks,
     load,
     part_of,
+    spread,
 )
 from invgan.estimators.neural import NeuralDetector
 from invgan.estimators.scorer import Scorer, ScorerDetector, at_least_single
@@ -24,4 +25,5 @@ __all__ = [
     "in_blocks",
     "load",
     "part_of",
+    "spread",
 ]

@@ -396,11 +396,22 @@ def _completed(rows: Tensor, training: np.ndarray) -> Tensor:
     # The value of one neighbour, not a mean of several, which would shrink the column's spread.
     imputer = make_pipeline(StandardScaler(), KNNImputer(n_neighbors=1, keep_empty_features=True))
     values = rows.numpy()
-    donors = training[:: math.ceil(len(training) / MAX_DONORS)]  # from all over: a table may be sorted
+    donors = spread(training, MAX_DONORS)
     with warnings.catch_warnings(action="ignore"):  # a column that the donors know nothing of becomes 0
         scaled = imputer.fit(values[donors]).transform(values)
         found = np.nan_to_num(imputer[0].inverse_transform(scaled))
     return torch.from_numpy(np.where(np.isnan(values), found, values))
+
+
+def spread(numbers: np.ndarray, most: int) -> np.ndarray:
+    """Take some of the rows' numbers, at most so many, from all over, since a table may be sorted.
+
+    Examples
+    --------
+    >>> spread(np.arange(10), 4).tolist(), spread(np.arange(3), 4).tolist()
+    ([0, 3, 6, 9], [0, 1, 2])
+    """
+    return numbers[:: max(1, math.ceil(len(numbers) / most))]
 
 
 def in_blocks(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tensor:
