@@ -295,6 +295,23 @@ def test_a_module_may_have_decay_rates_of_its_own(betas):
     assert model.weight.item() == pytest.approx(-0.1 - 0.1 * mean / math.sqrt(square), rel=1e-6)
 
 
+def test_a_gradient_that_is_too_long_is_shortened_and_keeps_its_direction():
+    def trained(lengths, max_norm):
+        model = Line()
+        model.slope = nn.Parameter(torch.zeros((), dtype=torch.float64))
+        model.height = lambda sample: (
+            model.path.append(model.weight.item())
+            or lengths[len(model.path) - 1] * (0.6 * model.weight - 0.8 * model.slope)
+        )
+        model.updates = lambda: (Update("height", model.height, (model,), max_norm),)
+        fit(model, max_steps=4, averaging=0)
+        return model
+
+    clipped, plain = trained([1.0, 50.0, 2.0, 1e30], max_norm=2.0), trained([1.0, 2.0, 2.0, 2.0], None)
+    for found, expected in zip(clipped.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("steps", [1, 7, 10, 35])
 def test_averaged_weights_are_a_plain_mean_then_an_exponential_one(steps):
     last, averaged = Line(), Line()

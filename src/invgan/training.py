@@ -92,6 +92,8 @@ class Update(NamedTuple):
     """Returns a scalar, a mean over rows; networks run under autocast, the loss itself in float32."""
     modules: tuple[nn.Module | Moved, ...]
     """Only these modules' parameters are changed."""
+    max_norm: float | None = None
+    """A longer gradient of these parameters is shortened to this: where one row's loss has no bound."""
 
 
 class Trainable(nn.Module, ABC):
@@ -441,6 +443,9 @@ class _Run:
         loss, *means = self._mean_over_processes([loss, *(g for g in gradients if g is not None)])
         for i, gradient in zip(used, means, strict=True):
             parameters[i].grad = _laid_out_like(parameters[i], gradient)
+        max_norm = self.updates[index].max_norm
+        if max_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, max_norm)
         progress = self.step / self.schedule.max_steps
         decay = (1 + math.cos(math.pi * progress)) / 2 if self.schedule.learning_rate_decay else 1.0
         for group, moved in zip(optimizer.param_groups, self.moved[index], strict=True):

@@ -1,6 +1,7 @@
 """FlowVAE: a variational autoencoder whose decoder is FlowGAN's generator."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,7 +11,7 @@ from invgan.density.base import FlowModel
 from invgan.density.bijections import Bijection
 from invgan.density.flows import RealNVP
 from invgan.likelihood import log_prior
-from invgan.training import Sample
+from invgan.training import Sample, Update
 
 FULL_COVARIANCE = 16
 """Dimensions up to which a row's posterior has correlations: a factor has D²/2 entries."""
@@ -19,6 +20,8 @@ N_DRAWS = 64
 """Fixed draws from the posterior by which a row is scored."""
 N_VALIDATION_DRAWS = DRAWS_AT_ONCE = 8
 INITIAL_LOG_STD = -1.0
+MAX_NORM = 10.0
+"""Of a gradient: a row whose draws all miss it, where g is steep, has one of any length."""
 LARGEST_LOG_DEVIATION = 10.0
 """Bound on the logarithm of a posterior's scale, which would overflow for a row far outside."""
 
@@ -52,6 +55,10 @@ class FlowVAEModel(FlowModel):
         self.log_std = nn.Parameter(torch.tensor(INITIAL_LOG_STD))
         """log σ, in units of the scaled data."""
         self.register_buffer("draws", _fixed_draws(self.n_features)[:, None])
+
+    def updates(self) -> Sequence[Update]:
+        """List the one update: the highest bound, by steps that no single row dictates."""
+        return tuple(update._replace(max_norm=MAX_NORM) for update in super().updates())
 
     def likelihood_loss(self, sample: Sample) -> Tensor:
         """The negative bound of a minibatch with K = 4, in nats per row of the scaled data."""
