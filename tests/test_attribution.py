@@ -1,5 +1,7 @@
 """Which features make a row unlikely: the shares are the chain rule's, by the mixture's own marginals."""
 
+import math
+
 import pytest
 import torch
 
@@ -46,6 +48,14 @@ def test_surprises_add_up_to_minus_the_log_density(mixture, typical):
     baseline = None if typical is None else torch.full_like(ROWS, typical)
     found = attribute(mixture, ROWS, typical=baseline)
     torch.testing.assert_close(found.surprise.sum(1), -mixture.log_prob(ROWS))
+
+
+def test_an_omitted_component_has_no_part_in_the_surprises(mixture):
+    rows, own = mixture.centers[:8], torch.arange(8)
+    found = attribute(mixture, rows, typical=torch.zeros_like(rows), omitted=own)
+    of_the_others = mixture.log_prob(rows, omitted=own) + math.log(40 / 39)
+    torch.testing.assert_close(found.surprise.sum(1), -of_the_others)
+    assert (found.surprise.sum(1) > attribute(mixture, rows).surprise.sum(1)).all()
 
 
 def test_known_features_alone_count_where_others_are_missing(mixture):

@@ -315,8 +315,13 @@ def test_riemannian_diagnostics_are_those_of_the_stacked_jacobian(table):
 def test_p_values_count_the_calibration_rows_that_score_no_higher(table):
     X = named(60, seed=7)
     held_out = Split.draw(120, FIRST_SEED).calibration
-    calibration = table.score_samples(named().iloc[held_out])
-    assert np.array_equal(table.calibration_scores_, calibration)
+    with table._scoring():
+        scaled = table._prepare(torch.from_numpy(named().to_numpy()[held_out]))
+        own = len(table.mixture_.centers) - len(held_out) + torch.arange(len(held_out))
+        left_out = table.mixture_.log_prob(scaled, omitted=own)
+    log_derivative = table.scaling_.log_derivative(scaled).sum(-1)
+    calibration = table.calibration_scores_
+    np.testing.assert_allclose(calibration, left_out + log_derivative, rtol=1e-9)
     expected = [
         (1 + sum(c <= s for c in calibration)) / (len(calibration) + 1) for s in table.score_samples(X)
     ]
@@ -399,17 +404,17 @@ def test_a_tables_shares_sum_to_the_deficit_of_its_log_likelihood(missing, unske
 
 
 def test_shares_are_relative_to_the_typical_held_out_row(table):
-    held_out = named().iloc[Split.draw(120, FIRST_SEED).calibration]
-    typical = table.score_samples(held_out).mean()
+    n = len(table.mixture_.centers)
+    typical = table.calibration_scores_.mean() + math.log(n / (n - 1))  # each without its own component
     assert table.typical_.sum().item() == pytest.approx(typical, rel=1e-9)
 
 
 def test_the_typical_row_is_one_of_all_over_a_sorted_table(monkeypatch):
     monkeypatch.setattr(latent, "MAX_TYPICAL", 5)
-    X = np.sort(correlated(), axis=0)
-    detector, calibration = fitted(X), Split.draw(120, FIRST_SEED).calibration
-    some = calibration[:: math.ceil(len(calibration) / 5)]
-    typical = detector.score_samples(X[some]).mean()
+    detector = fitted(np.sort(correlated(), axis=0))
+    scores = detector.calibration_scores_
+    n = len(detector.mixture_.centers)
+    typical = scores[:: math.ceil(len(scores) / 5)].mean() + math.log(n / (n - 1))
     assert detector.typical_.sum().item() == pytest.approx(typical, rel=1e-9)
 
 
@@ -428,9 +433,39 @@ def test_of_many_rows_some_fit_sigma_and_fewer_carry_components(most, monkeypatc
     learned = len(split.training) + len(split.validation)
     assert seen == [min(most[0], learned)]
     mixture = detector.mixture_
-    assert len(mixture.centers) == min(most[1], learned)
+    assert mixture.n_reference == min(most[1], learned)
+    # Those of calibration all do where they fit in, or none.
+    whole = mixture.n_reference + len(split.calibration)
+    assert len(mixture.centers) == (whole if whole <= most[1] else mixture.n_reference)
     # Each component has the code of its own row, whichever were chosen.
     torch.testing.assert_close(mixture.codes, detector.model_.inference(mixture.centers))
+
+
+@pytest.mark.parametrize("missing", [False, True])
+def test_no_p_value_is_below_that_of_full_conformal_prediction(table, missing):
+    rows = np.concatenate([correlated(20, seed=7), correlated(5, seed=8) + 4])
+    if missing:
+        rows[::2, 1] = np.nan
+    found, m = table.p_values(pd.DataFrame(rows, columns=table.feature_names_in_)), 19
+    mixture, smallest = table.mixture_, []
+    with table._scoring():
+        scaled = table._prepare_known(torch.from_numpy(rows))
+        calibration = mixture.centers[-m:]
+        for row, raw in zip(scaled, rows, strict=True):
+            # The new row joins those of calibration, and each is scored without its own component.
+            centers = torch.cat([mixture.centers, row[None]])
+            codes = torch.cat([mixture.codes, table.model_.inference(row[None])])
+            joined = table._mixture(centers, codes, int(mixture.n_reference))
+            joined.set_bandwidths(mixture.bandwidths)
+            observed = torch.ones(m + 1, 4, dtype=torch.bool)
+            observed[-1] = torch.from_numpy(~np.isnan(raw))
+            own = len(mixture.centers) - m + torch.arange(m + 1)
+            scores = joined.log_prob(torch.cat([calibration, row[None]]), observed=observed, omitted=own)
+            scores += torch.where(observed, table.scaling_.log_derivative(row), 0).sum(1)
+            smallest.append((scores <= scores[-1]).double().mean().item())
+    assert (found >= np.array(smallest) - 1e-12).all()
+    assert (found > np.array(smallest)).sum() <= len(rows) // 4  # and hardly any is above
+    assert min(smallest) == 1 / (m + 1)
 
 
 def test_what_a_table_is_expected_to_hold_is_in_its_own_units(table):

@@ -209,6 +209,49 @@ def test_the_aggregate_falls_with_the_distance_and_stays_finite_far_away():
     assert (values.diff() < 0).all()
 
 
+def with_further_rows(n_reference=30):
+    whole = curved_mixture()
+    mixture = TangentMixture(whole.centers, whole.codes, Curved(5), n_reference=n_reference)
+    mixture.set_bandwidths(BANDWIDTHS)
+    return mixture
+
+
+def test_a_further_row_adds_the_component_it_would_have_alone():
+    mixture, rows = with_further_rows(), random(10, 5, seed=9)
+
+    def unnormalised(kept):
+        part = TangentMixture(mixture.centers[kept], mixture.codes[kept], Curved(5), n_reference=30)
+        part.set_bandwidths(BANDWIDTHS)
+        return len(kept) * part.log_prob(rows).exp()
+
+    reference = torch.arange(30)
+    alone = [unnormalised(torch.cat([reference, torch.tensor([i])])) for i in range(30, 40)]
+    expected = torch.stack(alone).sum(0) - 9 * unnormalised(reference)
+    assert torch.allclose(40 * mixture.log_prob(rows).exp(), expected, rtol=1e-9)
+
+
+def test_further_rows_have_no_say_in_the_bandwidths():
+    mixture = with_further_rows()
+    alone = TangentMixture(mixture.centers[:30], mixture.codes[:30], Curved(5))
+    assert mixture.fit_bandwidths(seed=0) == alone.fit_bandwidths(seed=0)
+    assert mixture.bandwidths == alone.bandwidths
+
+
+def test_without_its_own_component_a_row_is_scored_as_if_it_were_new():
+    mixture = with_further_rows()
+    others = [torch.tensor([*range(30), *(i for i in range(30, 40) if i != own)]) for own in range(30, 40)]
+    for own, kept in zip(range(30, 40), others, strict=True):
+        left = TangentMixture(mixture.centers[kept], mixture.codes[kept], Curved(5), n_reference=30)
+        left.set_bandwidths(BANDWIDTHS)
+        row = mixture.centers[[own]]
+        for observed in (None, torch.tensor([[True, False, True, True, False]])):
+            found = mixture.log_prob(row, observed=observed, omitted=torch.tensor([own]))
+            assert torch.allclose(found, left.log_prob(row, observed=observed) + math.log(39 / 40))
+            whole = mixture.log_prob(row, observed=observed)
+            assert torch.equal(mixture.log_prob(row, observed=observed, omitted=torch.tensor([-1])), whole)
+            assert found < whole
+
+
 def test_the_order_of_the_centres_does_not_matter():
     rows = random(10, 5, seed=9)
     shuffled = curved_mixture(order=torch.from_numpy(np.random.default_rng(0).permutation(40)))

@@ -44,7 +44,7 @@ PRIOR_DRAWS = 10_000
 ROWS_PER_CENTER = 8
 """Training rows for each of σ's centres by default, at least: with fewer σ learns single rows' residuals."""
 MAX_COMPONENTS = 5000
-"""Training rows that carry a component of the aggregate density, chosen at random where there are more."""
+"""Rows that carry a component of the aggregate density, chosen at random where there are more."""
 MAX_VARIANCE_ROWS = 50_000
 """Training rows by which σ is fitted again, chosen at random where there are more: 200 for each centre."""
 SEARCH_BLOCK = 16
@@ -163,15 +163,19 @@ class LatentDetector(TransformerMixin, NeuralDetector):
     def _train_and_prepare(self, rows: Tensor, split: Split, seed: int) -> None:
         """Train the model on the split's rows and make it ready to score."""
         self._train(rows, split, seed)
-        self._prepare_scoring(rows[np.concatenate([split.training, split.validation])], seed)
-        # Not those of validation where there are others: they carry components of the density themselves.
+        self._prepare_scoring(rows[split.learned], rows[split.calibration], seed)
         held_out = split.calibration if len(split.calibration) else split.validation
-        self.typical_ = self._judge_features(rows[spread(held_out, MAX_TYPICAL)]).log_prob.mean(0)
+        which = spread(np.arange(len(held_out)), MAX_TYPICAL)
+        omitted = self._own_components(len(held_out))[which] if len(split.calibration) else None
+        self.typical_ = self._judge_features(rows[held_out[which]], omitted=omitted).log_prob.mean(0)
 
     # ---------------------------------------------------------------- scoring
 
-    def _prepare_scoring(self, rows: Tensor, seed: int) -> None:
-        """Bring the trained networks to scoring precision, fit σ around the data, build the aggregate."""
+    def _prepare_scoring(self, rows: Tensor, calibration: Tensor, seed: int) -> None:
+        """Bring the trained networks to scoring precision, fit σ around the data, build the aggregate.
+
+        Calibration rows carry components of the aggregate where there is room for all of them.
+        """
         gan = self.model_
         shuffled = np.random.default_rng([seed, 1]).permutation(len(rows))
         seen, chosen = (np.sort(shuffled[:most]) for most in (MAX_VARIANCE_ROWS, MAX_COMPONENTS))
@@ -186,12 +190,22 @@ class LatentDetector(TransformerMixin, NeuralDetector):
                 scaled = self._blocks(lambda block: self._prepare(block).flatten(1), rows)
                 gan.variance.fit_weights(codes, scaled - means)
             of_seen = torch.from_numpy(np.searchsorted(seen, chosen))
-            centers = self._blocks(lambda block: self._prepare(block).flatten(1), rows[of_seen])
-            self.mixture_ = self._mixture(centers, codes[of_seen])
+            reference, codes = rows[of_seen], codes[of_seen]
+            if len(reference) + len(calibration) > MAX_COMPONENTS:
+                calibration = calibration[:0]
+            carriers = torch.cat([reference, calibration])
+            centers = self._blocks(lambda block: self._prepare(block).flatten(1), carriers)
+            codes = torch.cat([codes, self._encode(calibration)]) if len(calibration) else codes
+            self.mixture_ = self._mixture(centers, codes, len(reference))
             self.mixture_.fit_bandwidths(seed=seed)
 
-    def _mixture(self, centers: Tensor, codes: Tensor) -> TangentMixture:
-        return TangentMixture(centers, codes, self._generate)
+    def _mixture(self, centers: Tensor, codes: Tensor, n_reference: int) -> TangentMixture:
+        return TangentMixture(centers, codes, self._generate, n_reference=n_reference)
+
+    def _own_components(self, n_calibration: int) -> Tensor:
+        """Number the components that the calibration rows carry; −1 if they carry none."""
+        n_reference, n = int(self.mixture_.n_reference), len(self.mixture_.centers)
+        return torch.arange(n_reference, n) if n > n_reference else torch.full((n_calibration,), -1)
 
     def _generate(self, z: Tensor) -> Tensor:
         """Return g(z), flattened; a method, unlike a lambda, is pickled and copied with the estimator."""
@@ -208,7 +222,20 @@ class LatentDetector(TransformerMixin, NeuralDetector):
     def _score_rows(self, rows: Tensor) -> np.ndarray:
         return self._log_likelihood(rows, self._choice("method"), Search()).values
 
-    def _judge_features(self, rows: Tensor, *, typical: Tensor | None = None) -> "_Judged":
+    def _score_calibration(self, rows: Tensor) -> np.ndarray:
+        r"""Score each calibration row by the aggregate without its own component.
+
+        p-values stay valid. Add a new row's component to those of the calibration rows, and omit from each
+        row's sum its own: all m + 1 are scored alike, so the share of scores that are at most the new row's
+        is a valid p-value (full conformal prediction). Here the new row's component is missing from the sums
+        of the others. That can only lower their scores, and raise the p-value.
+        """
+        omitted = self._own_components(len(rows))
+        return self._log_likelihood(rows, self._choice("method"), Search(), omitted=omitted).values
+
+    def _judge_features(
+        self, rows: Tensor, *, typical: Tensor | None = None, omitted: Tensor | None = None
+    ) -> "_Judged":
         """Judge each feature: a table's given the others, an image's pixels given the latent."""
         with self._scoring():
             if len(self.data_shape_) > 1:
@@ -218,7 +245,7 @@ class LatentDetector(TransformerMixin, NeuralDetector):
             # Sought in the data's units, where the derivative of a bent column differs by row.
             baseline = None if typical is None else typical - derivative
             known = known.to(scaled.device)
-            found = attribute(self.mixture_, scaled, typical=baseline, observed=known)
+            found = attribute(self.mixture_, scaled, typical=baseline, observed=known, omitted=omitted)
             mean = self.scaling_.inverse(found.mean)
             std = found.std / self.scaling_.log_derivative(mean).exp()
             return _Judged(torch.where(known, derivative - found.surprise, 0), mean, std)
@@ -340,11 +367,13 @@ class LatentDetector(TransformerMixin, NeuralDetector):
             )
         return found
 
-    def _log_likelihood(self, rows: Tensor, method: str, search: "Search") -> LogLikelihood:
+    def _log_likelihood(
+        self, rows: Tensor, method: str, search: "Search", *, omitted: Tensor | None = None
+    ) -> LogLikelihood:
         names: list[str] = []
 
-        def columns(block: Tensor, observed: Tensor | None = None) -> Tensor:
-            estimate = self._estimate(block, observed, method, search)
+        def columns(block: Tensor, omitted: Tensor, observed: Tensor | None = None) -> Tensor:
+            estimate = self._estimate(block, observed, omitted, method, search)
             error = {} if estimate.standard_error is None else {"standard_error": estimate.standard_error}
             results = {"values": estimate.values} | error | estimate.diagnostics
             names[:] = results
@@ -354,16 +383,18 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         if method == "riemannian":
             self._check_rank(observed.flatten(1).sum(1))
         complete = observed.flatten(1).all(1)
+        omitted = torch.full((len(rows),), -1) if omitted is None else omitted
         # Rows that took no search beside rows that did have none that could fail.
         found: defaultdict[str, np.ndarray] = defaultdict(lambda: np.ones(len(rows)))
         with self._scoring():
             for which, masks in ((complete, ()), (~complete, (observed[~complete],))):
                 if not which.any():
                     continue
+                arguments = (rows[which], omitted[which], *masks)
                 if method in CHEAP_METHODS:
-                    part = self._blocks(columns, rows[which], *masks)
+                    part = self._blocks(columns, *arguments)
                 else:
-                    part = in_blocks(columns, rows[which], *masks, size=SEARCH_BLOCK)
+                    part = in_blocks(columns, *arguments, size=SEARCH_BLOCK)
                 for name, column in zip(names, part.cpu().numpy().T, strict=True):
                     found[name][which.numpy()] = column
         values, error = found.pop("values"), found.pop("standard_error", None)
@@ -381,7 +412,9 @@ class LatentDetector(TransformerMixin, NeuralDetector):
                 "use method='importance'."
             )
 
-    def _estimate(self, block: Tensor, observed: Tensor | None, method: str, search: "Search") -> Estimate:
+    def _estimate(
+        self, block: Tensor, observed: Tensor | None, omitted: Tensor, method: str, search: "Search"
+    ) -> Estimate:
         """Estimate log p of raw rows in nats of the data's own units; each row by itself."""
         scaled = self._prepare(block)
         log_derivative = self.scaling_.log_derivative(block.to(scaled.device))
@@ -394,7 +427,9 @@ class LatentDetector(TransformerMixin, NeuralDetector):
             log_abs_det = log_derivative.sum(-1)
         rows = scaled.flatten(1)
         if method == "aggregate":
-            values = self.mixture_.log_prob(rows.to(self.mixture_.centers.dtype), observed=observed)
+            values = self.mixture_.log_prob(
+                rows.to(self.mixture_.centers.dtype), observed=observed, omitted=omitted.to(rows.device)
+            )
             return Estimate(values.double() + log_abs_det, None, {})
         f, z = self.model_.stochastic_generator, self.model_.inference(scaled)
         # Fresh draws, the same for all blocks: a value may not depend on the rows that were scored before.
@@ -562,13 +597,16 @@ class LatentDetector(TransformerMixin, NeuralDetector):
             "typical": (n_features,),
             "mixture.centers": (n_components, n_features),
             "mixture.codes": (n_components, self.latent_dim_),
+            "mixture.n_reference": (),
         }
         check_shapes(tensors, expected)
         self.typical_ = tensors["typical"].to(self._device())
         mixture = part_of(tensors, "mixture.")
         with self._scoring():
             self.mixture_ = self._mixture(
-                mixture["centers"].to(self._device()), mixture["codes"].to(self._device())
+                mixture["centers"].to(self._device()),
+                mixture["codes"].to(self._device()),
+                int(mixture["n_reference"]),
             )
         self.mixture_.load_state_dict(mixture)
 

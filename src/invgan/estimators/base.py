@@ -113,7 +113,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     offset_ : float
         Scores below it are anomalies; it can be moved by :meth:`set_threshold`.
     calibration_scores_ : ndarray
-        Scores of normal rows that had no part in the fit.
+        Scores of normal rows that had no part in the fit, or whose part is taken back.
     trimmed_ : ndarray of int
         The rows of X that were left out as presumed anomalies; a loaded model has none.
     columns_ : Columns, or None
@@ -142,11 +142,16 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
 
     @abstractmethod
     def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:
-        """Learn from raw rows, shape (n, \\*data_shape): all of them but the calibration part."""
+        """Learn from raw rows, shape (n, \\*data_shape): those of calibration only so far as
+        :meth:`_score_calibration` can take each one's part back."""
 
     @abstractmethod
     def _score_rows(self, rows: Tensor) -> np.ndarray:
         """Score raw rows, shape (n,), higher for more normal ones; each by itself alone."""
+
+    def _score_calibration(self, rows: Tensor) -> np.ndarray:
+        """Score the raw calibration rows as if each were new."""
+        return self._score_rows(rows)
 
     @abstractmethod
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -182,7 +187,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         kept = self._presumed_normal(rows, split, seed)
         self.trimmed_, split = np.flatnonzero(~kept), split.where(kept)
         self._fit_rows(_completed(rows, split.training), split, seed)
-        self.calibration_scores_ = self._score_rows(rows[split.calibration])
+        self.calibration_scores_ = self._score_calibration(rows[split.calibration])
         return self.set_threshold(self.false_positive_rate)
 
     def _presumed_normal(self, rows: Tensor, split: Split, seed: int) -> np.ndarray:

@@ -173,7 +173,10 @@ def _changed(detector: InvGAN, kind: type[TangentMixture], seed: int) -> InvGAN:
     """Give the detector another density around the same encoded rows."""
     other = copy.copy(detector)
     with other._scoring():
-        other.mixture_ = kind(detector.mixture_.centers, detector.mixture_.codes, other._generate)
+        mixture = detector.mixture_
+        other.mixture_ = kind(
+            mixture.centers, mixture.codes, other._generate, n_reference=int(mixture.n_reference)
+        )
         other.mixture_.fit_bandwidths(seed=seed)
     return other
 

@@ -74,6 +74,10 @@ class TangentMixture(nn.Module):
         Their latents h(c_i).
     generator : callable, (m, d) → (m, D)
         g, whose Jacobian at the codes gives the tangents.
+    n_reference : int, optional
+        How many of the rows, the first ones, are looked among for neighbours and choose the bandwidths; all
+        by default. A further row has a component, which is made of nothing but itself and these: so its own
+        density without that component, which :meth:`log_prob` can omit, is that of a new row.
 
     Examples
     --------
@@ -95,13 +99,19 @@ class TangentMixture(nn.Module):
     centers: Tensor
     codes: Tensor
     variances: Tensor
+    n_reference: Tensor
     _generator: LatentMap
 
-    def __init__(self, centers: Tensor, codes: Tensor, generator: LatentMap) -> None:
+    def __init__(
+        self, centers: Tensor, codes: Tensor, generator: LatentMap, *, n_reference: int | None = None
+    ) -> None:
         super().__init__()
         self.register_buffer("centers", centers)
         self.register_buffer("codes", codes)
         self.register_buffer("variances", torch.ones(len(Bandwidths._fields), dtype=torch.float64))
+        self.register_buffer(
+            "n_reference", torch.tensor(len(centers) if n_reference is None else n_reference)
+        )
         # What follows from the buffers and the generator is computed again on loading, not stored. If the
         # generator is a module it must not become a part of this one, as by an assignment it would.
         self.__dict__["_generator"] = generator
@@ -110,15 +120,14 @@ class TangentMixture(nn.Module):
     @torch.no_grad()
     def _all_tangents(self) -> "_Tangents":
         everything = torch.arange(len(self.centers), device=self.centers.device)
-        parts = []
+        n_reference, parts = int(self.n_reference), []
         for block in everything.split(JACOBIAN_BLOCK):
-            near = self._neighbours(block, everything)
+            near = self._neighbours(block, everything[:n_reference])
             (vectors,) = self._vectors(block, [near])
             parts.append(_tangents(vectors, self.centers[block], near.scale))
         basis, at_center, lengths, scale = zip(*parts, strict=True)
-        return _Tangents(
-            torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths), _bounded(torch.cat(scale))
-        )
+        bounded = _bounded(torch.cat(scale), n_reference)
+        return _Tangents(torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths), bounded)
 
     def _neighbours(self, which: Tensor, others: Tensor) -> "Neighbours":
         """Find the nearest of ``others`` to each row numbered ``which``, itself left out."""
@@ -156,7 +165,7 @@ class TangentMixture(nn.Module):
 
     @torch.no_grad()
     def fit_bandwidths(self, *, seed: int) -> float:
-        """Choose the bandwidths that maximise the cross-validated log-likelihood of the training rows.
+        """Choose the bandwidths that maximise the cross-validated log-likelihood of the reference rows.
 
         Each fold is scored under the components, and their neighbourhoods, of the other folds alone: s² and
         τ² by the stretched kernel as if w were 0, and κ² by the round one as if w were 1.
@@ -171,7 +180,7 @@ class TangentMixture(nn.Module):
         float
             The likelihood reached: nats per row of the scaled data.
         """
-        n = len(self.centers)
+        n = int(self.n_reference)
         if n < N_FOLDS:
             raise ValueError(f"bandwidths need at least {N_FOLDS} rows, got {n}.")
         order = torch.from_numpy(np.random.default_rng(seed).permutation(n)).to(self.centers.device)
@@ -189,7 +198,12 @@ class TangentMixture(nn.Module):
         pairs = [_joined(fold) for fold in parts]
 
         def likelihood(bandwidths: Bandwidths, round_share: float) -> float:
-            values = [_log_mixture(fold, bandwidths, round_share) for fold in pairs]
+            # Of the components of a fold only those near a row are there; the others' share is nothing.
+            values = [
+                torch.logsumexp(_log_components(fold, bandwidths, round_share), 1)
+                - math.log(fold.n_components)
+                for fold in pairs
+            ]
             return torch.cat(values).mean().item()
 
         tangent, noise = _maximized(lambda s, t: likelihood(Bandwidths(s, t, 1.0), 0.0), 2)
@@ -198,7 +212,9 @@ class TangentMixture(nn.Module):
         return likelihood(self.bandwidths, self.round_share)
 
     @torch.no_grad()
-    def log_prob(self, rows: Tensor, *, observed: Tensor | None = None) -> Tensor:
+    def log_prob(
+        self, rows: Tensor, *, observed: Tensor | None = None, omitted: Tensor | None = None
+    ) -> Tensor:
         r"""Log-density of scaled, flattened rows, shape (m, D) → (m,), in nats.
 
         Costs m·n·D·r multiplications, for n components of r axes; with missing features, of which
@@ -213,13 +229,16 @@ class TangentMixture(nn.Module):
         rows : Tensor, shape (m, D)
         observed : Tensor, shape (m, D), bool, optional
             Which features are known; what stands in the others does not count, but has to be finite.
+        omitted : Tensor, shape (m,), int64, optional
+            The component that is left out of each row's sum, whose factor stays 1/n; −1 for none.
 
         Returns
         -------
         Tensor, shape (m,)
         """
         if observed is None:
-            return _log_mixture(_pairs(rows, self.centers, self.tangents), self.bandwidths, self.round_share)
+            pairs = _pairs(rows, self.centers, self.tangents)
+            return _mixed(_log_components(pairs, self.bandwidths, self.round_share), omitted)
         n, rank = self.tangents.lengths.shape
         size = max(1, MAX_GRAM_VALUES // ((rows.shape[1] + len(rows)) * rank**2))
         parts = [
@@ -234,7 +253,7 @@ class TangentMixture(nn.Module):
             )
             for block in torch.arange(n, device=rows.device).split(size)
         ]
-        return torch.logsumexp(torch.cat(parts, 1), 1) - math.log(n)
+        return _mixed(torch.cat(parts, 1), omitted)
 
 
 class Neighbours(NamedTuple):
@@ -282,9 +301,10 @@ def _tangents(tangents: Tensor, centers: Tensor, scale: Tensor) -> _Tangents:
     return _Tangents(basis.to(centers), at_center.to(centers), (length * present).to(centers), scale)
 
 
-def _bounded(scale: Tensor) -> Tensor:
+def _bounded(scale: Tensor, n_reference: int | None = None) -> Tensor:
     """Keep the units of the noise from zero."""
-    positive = scale[scale > 0]
+    reference = scale[:n_reference]
+    positive = reference[reference > 0]
     least = SMALLEST_SCALE * positive.median() if len(positive) else scale.new_ones(())
     return scale.clamp_min(least)
 
@@ -325,14 +345,22 @@ def component_variances(
     return 1 / ((1 - round_share) / along + round_share / rounded[..., None]), across
 
 
-def _log_mixture(pairs: _Pairs, bandwidths: Bandwidths, round_share: float) -> Tensor:
-    """Log of the equally weighted mixture, shape (m,)."""
+def _mixed(log_components: Tensor, omitted: Tensor | None) -> Tensor:
+    """Log of the equally weighted mixture, (m, n) → (m,), each row without the component it omits."""
+    n = log_components.shape[1]
+    if omitted is not None:
+        left_out = torch.arange(n, device=omitted.device) == omitted[:, None]
+        log_components = log_components.masked_fill(left_out, -torch.inf)
+    return torch.logsumexp(log_components, 1) - math.log(n)
+
+
+def _log_components(pairs: _Pairs, bandwidths: Bandwidths, round_share: float) -> Tensor:
+    """Log-density of rows under their components, m×n."""
     along, across = component_variances(pairs.lengths, pairs.scale, bandwidths, round_share)
     axes = "mnr"[-along.ndim :]
     quadratic = torch.einsum(f"mnr,{axes}->mn", pairs.along, 1 / along).add_(pairs.across / across)
     log_det = along.log().sum(-1) + (pairs.n_features - along.shape[-1]) * across.log()
-    log_density = -0.5 * (quadratic + log_det + pairs.n_features * math.log(2 * math.pi))  # m×n
-    return torch.logsumexp(log_density, 1) - math.log(pairs.n_components)
+    return -0.5 * (quadratic + log_det + pairs.n_features * math.log(2 * math.pi))
 
 
 def _log_marginal_components(

@@ -24,7 +24,12 @@ class Attribution(NamedTuple):
 
 
 def attribute(
-    mixture: TangentMixture, rows: Tensor, *, typical: Tensor | None = None, observed: Tensor | None = None
+    mixture: TangentMixture,
+    rows: Tensor,
+    *,
+    typical: Tensor | None = None,
+    observed: Tensor | None = None,
+    omitted: Tensor | None = None,
 ) -> Attribution:
     r"""Divide −log p(x) among the features, by the chain rule from the most surprising feature on.
 
@@ -71,7 +76,7 @@ def attribute(
     known = torch.ones_like(rows, dtype=torch.bool) if observed is None else observed
     precisions, parts = _Precisions.of(mixture), []
     for i, row in enumerate(rows.double()):
-        conditionals = _Conditionals(precisions, row)
+        conditionals = _Conditionals(precisions, row, -1 if omitted is None else int(omitted[i]))
         for j in (~known[i]).nonzero()[:, 0].tolist():
             conditionals.set_aside(j)
         parts.append(_attribute_row(conditionals, None if typical is None else typical[i].double()))
@@ -130,7 +135,7 @@ class _Precisions(NamedTuple):
 class _Conditionals:
     """One row under every component: each feature given the others that have not been set aside."""
 
-    def __init__(self, components: _Precisions, row: Tensor) -> None:
+    def __init__(self, components: _Precisions, row: Tensor, omitted: int) -> None:
         self.components, self.row = components, row
         self.rest = torch.ones_like(row, dtype=torch.bool)
         steps = row - components.centers  # n×D
@@ -140,6 +145,10 @@ class _Conditionals:
         self.columns: list[Tensor] = []  # of what is set aside: Λ less its outer product with itself
         quadratic = (steps * self.pull).sum(1)
         log_density = -0.5 * (quadratic + components.log_det + len(row) * math.log(2 * math.pi))
+        self.n_components = len(steps)
+        if omitted >= 0:
+            log_density[omitted] = -torch.inf
+            self.n_components -= 1
         self._now_at(log_density)
 
     def _now_at(self, log_density: Tensor) -> None:
@@ -151,11 +160,11 @@ class _Conditionals:
 
     def log_prob(self) -> Tensor:
         """Log-density of the features that are not set aside."""
-        return torch.logsumexp(self.log_density, 0) - math.log(len(self.log_density))
+        return torch.logsumexp(self.log_density, 0) - math.log(self.n_components)
 
     def surprises(self) -> Tensor:
         """−log p(x_j | the rest), (D,); 0 for what was set aside."""
-        without = torch.logsumexp(self.without, 0) - math.log(len(self.log_density))
+        without = torch.logsumexp(self.without, 0) - math.log(self.n_components)
         return torch.where(self.rest, without - self.log_prob(), 0)
 
     def expected(self, which: int | slice = slice(None)) -> tuple[Tensor, Tensor]:
