@@ -1,7 +1,7 @@
 """Decisions with a guarantee: conformal p-values, thresholds by false-positive rate, false discovery control.
 
-All of them compare scores, higher = more normal, with those of *calibration* rows: normal rows that the model
-was not fitted on. The guarantees hold for a finite number of calibration rows and whatever the score is, as
+All of them compare scores, higher = more normal, with those of *calibration* rows: normal rows that had no part
+in the model, or are scored without it. The guarantees hold for a finite number of calibration rows and whatever the score is, as
 long as a new normal row is exchangeable with them.
 """
 
@@ -104,7 +104,8 @@ def false_discovery_control(p_values: ArrayLike, rate: float) -> NDArray[np.bool
 
     Benjamini and Hochberg's step-up procedure: with p_(1) ≤ … ≤ p_(n), report the rows of the i smallest
     p-values for the largest i with p_(i) ≤ `rate` · i / n. It holds for conformal p-values that share one
-    calibration set, because they are positively dependent (Bates et al., 2023).
+    calibration set, because they are positively dependent (Bates et al., 2023); where calibration rows have a
+    part in each other's scores, as in InvGAN's aggregate, that is only nearly so.
 
     Parameters
     ----------

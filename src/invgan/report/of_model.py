@@ -259,7 +259,7 @@ class _Lowest:
 
 
 def _latent_map(detector: InvGAN, *chosen: _Lowest) -> LatentMap:
-    """Lay the latents of training rows and of chosen ones into the plane of the widest directions."""
+    """Lay the latents of known normal rows and of chosen ones into the plane of the widest directions."""
     training = detector.mixture_.codes.double().cpu().numpy()
     numbers, first = np.unique(np.concatenate([some.numbers for some in chosen]), return_index=True)
     rows = np.concatenate([some.rows for some in chosen])[first]
