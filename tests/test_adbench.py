@@ -25,7 +25,7 @@ def tables(tmp_path, monkeypatch):
             tmp_path / "data" / "adbench" / f"{number}_made.npz", X=X, y=np.r_[np.zeros(60), np.ones(12)]
         )
     monkeypatch.setenv("INVGAN_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(adbench.os, "cpu_count", lambda: 1)  # what is patched stays in this process
+    monkeypatch.setattr(adbench, "cores", lambda quick: 1)  # what is patched stays in this process
 
 
 def test_half_of_the_normal_rows_train_and_the_rest_test(tables):

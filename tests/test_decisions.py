@@ -19,7 +19,7 @@ def tables(tmp_path, monkeypatch):
         path = tmp_path / "data" / "adbench" / f"{number}_made.npz"
         np.savez(path, X=np.c_[rng.normal(size=(590, 2)), y], y=y)
     monkeypatch.setenv("INVGAN_DATA", str(tmp_path / "data"))
-    monkeypatch.setattr(decisions.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(decisions, "cores", lambda quick: 1)
 
 
 def test_the_training_rows_have_their_share_of_anomalies_and_the_test_is_the_same(tables):

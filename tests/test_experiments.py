@@ -33,7 +33,7 @@ from invgan.experiments import (
     theorem1,
 )
 from invgan.experiments import detectors as learning
-from invgan.experiments.points import collect
+from invgan.experiments.points import Record
 from invgan.gan import GAN
 from invgan.likelihood import StochasticGenerator, bits_per_dimension
 from invgan.networks import RBFVariance
@@ -146,11 +146,11 @@ def test_an_interrupted_run_measures_only_what_is_missing(tmp_path):
         return {"square": d * d}
 
     with pytest.raises(KeyboardInterrupt):
-        collect(path, {"steps": (4,)}, keys, measure, seeds=[0])
+        Record(path, {"steps": (4,)}, [0], quick=False).collect(keys, measure)
     unfinished = json.loads(path.read_text())
     assert (unfinished["complete"], [point["d"] for point in unfinished["points"]]) == (False, [1, 2])
     measured.append(None)
-    points = collect(path, {"steps": (4,)}, keys, measure, seeds=[0])
+    points = Record(path, {"steps": (4,)}, [0], quick=False).collect(keys, measure)
     assert measured == [1, 2, None, 3]
     assert [point["square"] for point in points] == [1, 4, 9]
     assert all(point["seconds"] >= 0 and "commit" in point for point in points)
@@ -170,7 +170,7 @@ def test_points_of_another_or_a_finished_run_are_not_taken_over(tmp_path, earlie
     path = tmp_path / "r.json"
     points = {"points": [{"d": 1, "square": -1}]}
     path.write_text("not JSON" if earlier is None else json.dumps(earlier | points if earlier else earlier))
-    (point,) = collect(path, {"steps": 4}, [{"d": 1}], lambda d: {"square": d * d}, seeds=[0])
+    (point,) = Record(path, {"steps": 4}, [0], quick=False).collect([{"d": 1}], lambda d: {"square": d * d})
     assert point["square"] == 1
 
 
@@ -184,12 +184,13 @@ def say_and_wait(folder, number):
 COLLECT = """
 import functools, sys
 from pathlib import Path
-from invgan.experiments.points import collect
+from invgan.experiments.points import Record
 import test_experiments
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
     measure = functools.partial(test_experiments.say_and_wait, folder)
-    collect(folder / "r.json", {}, [{"number": 0}, {"number": 1}], measure, seeds=[0], processes=2)
+    record = Record(folder / "r.json", {}, [0], quick=False)
+    record.collect([{"number": 0}, {"number": 1}], measure, processes=2)
 """
 
 
@@ -575,7 +576,7 @@ def test_table_3s_systems_have_the_papers_networks_and_one_budget(monkeypatch):
 
 def test_an_interrupted_table_3_goes_on_class_by_class(tmp_path, monkeypatch):
     monkeypatch.setattr(table3, "SYSTEMS", {"OC-SVM": table3.SYSTEMS["OC-SVM"]})
-    monkeypatch.setattr(table3.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(table3, "cores", lambda quick: 1)
     monkeypatch.setattr(table3, "_padded", lambda name: ten_classes(True))
     measure, done = table3._measure, []
 
@@ -730,7 +731,7 @@ def test_figure2s_rivals_see_their_rows_as_often_as_invgan(monkeypatch):
 def test_the_densities_add_up_and_a_gaussian_is_its_formula(tmp_path, monkeypatch):
     monkeypatch.setattr(densities, "MODELS", ("Gaussian", "MADE"))
     monkeypatch.setattr(densities, "TABLES", ())
-    monkeypatch.setattr(densities.os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(densities, "cores", lambda quick: 1)
     result = densities.run(quick=True, out=tmp_path)
     found = json.loads((tmp_path / "densities.json").read_text())
     rows = densities._rows("two-moons", 0, quick=True)

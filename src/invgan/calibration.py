@@ -1,8 +1,8 @@
 """Decisions with a guarantee: conformal p-values, thresholds by false-positive rate, false discovery control.
 
-All of them compare scores, higher = more normal, with those of *calibration* rows: normal rows that had no part
-in the model, or are scored without it. The guarantees hold for a finite number of calibration rows and whatever the score is, as
-long as a new normal row is exchangeable with them.
+All of them compare scores, higher = more normal, with those of *calibration* rows: normal rows that had no
+part in the model, or are scored without it. The guarantees hold for a finite number of calibration rows and
+whatever the score is, as long as a new normal row is exchangeable with them.
 """
 
 import numbers

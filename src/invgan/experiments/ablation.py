@@ -8,7 +8,6 @@ import copy
 import functools
 import itertools
 import math
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,8 @@ from invgan import data
 from invgan.detectors import InvGAN
 from invgan.errors import InputError
 from invgan.experiments import adbench
-from invgan.experiments.common import mean_and_std, provenance, write_results
-from invgan.experiments.points import Point, collect
+from invgan.experiments.common import mean_and_std
+from invgan.experiments.points import Point, Record, cores
 from invgan.likelihood import TangentMixture
 from invgan.likelihood.aggregate import Neighbours
 from invgan.metrics import detection_metrics
@@ -119,35 +118,22 @@ def run(
         {"fit": fit, "table": table, "seed": seed}
         for seed, fit, table in itertools.product(seeds, FITS, tables)
     ]
-    path, settings = out / "ablation.json", {"tables": tables, "quick": quick}
-    points = collect(
-        path,
-        settings,
-        keys,
-        functools.partial(_measure, quick),
-        seeds=seeds,
-        processes=1 if quick else os.cpu_count() or 1,
-    )
-    results = {
-        "title": f"What each ingredient is worth, {len(tables)} tables of ADBench",
-        "table": {
+    record = Record(out / "ablation.json", {"tables": tables, "quick": quick}, seeds, quick)
+    points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
+    return record.finish(
+        points,
+        title=f"What each ingredient is worth, {len(tables)} tables of ADBench",
+        table={
             "columns": ["changed", "AUROC", "AP", "better / worse", "p", "median s to fit"],
             "rows": table_rows(points),
         },
-        "notes": [
+        notes=[
             "AUROC, AP: mean over tables and seeds, ± standard deviation over seeds of the mean over tables. "
             "better / worse: tables on which the change raises or lowers the AUROC by more than 0.001, the "
             "mean over seeds. p: Wilcoxon's test over the tables, two-sided.",
             f"At most {MAX_TRAINING_ROWS:,} training and {MAX_TEST_ROWS:,} test rows of the benchmark's.",
         ],
-        "complete": True,
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=seeds),
-    }
-    write_results(path, results)
-    return results
+    )
 
 
 def _measure(quick: bool, fit: str, table: str, seed: int) -> Point:

@@ -8,10 +8,10 @@ and every system has one setting for all tables: its default. Other libraries' g
 import functools
 import importlib.util
 import itertools
-import os
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +23,8 @@ from invgan import data, detectors
 from invgan.errors import InputError
 from invgan.estimators import AnomalyDetector
 from invgan.experiments import rivals
-from invgan.experiments.common import mean_and_std, provenance, write_figure, write_results
-from invgan.experiments.points import Point, collect, unfinished
+from invgan.experiments.common import mean_and_std, write_figure
+from invgan.experiments.points import Point, Record, cores
 from invgan.experiments.rivals import PYOD, Fit, Score
 from invgan.metrics import detection_metrics
 
@@ -82,24 +82,23 @@ def run(
         raise InputError("There are no tables in INVGAN_DATA/adbench: put ADBench's .npz files there.")
     if quick:
         tables, seeds = tables[:QUICK_TABLES], seeds[:1]
-    path, settings = out / "adbench.json", {"tables": tables, "quick": quick}
-    begun = {(point["seed"], point["system"]) for point in unfinished(path, settings)}
+    record = Record(out / "adbench.json", {"tables": tables, "quick": quick}, seeds, quick)
+    begun = {(point["seed"], point["system"]) for point in record.unfinished()}
     asked = set(itertools.product(seeds, systems or known)) | begun
     fits = [fit for fit in itertools.product(sorted({seed for seed, _ in asked}), known) if fit in asked]
     keys = [{"system": system, "table": table, "seed": seed} for seed, system in fits for table in tables]
-    measure = functools.partial(_measure, quick)
-    points = collect(
-        path, settings, keys, measure, seeds=seeds, processes=1 if quick else os.cpu_count() or 1
-    )
+    record = replace(record, seeds=sorted({seed for seed, _ in fits}))
+    points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
     chosen = [name for name in known if any(system == name for _, system in fits)]
     areas, precisions, seconds = (_means(points, chosen, tables, key) for key in ("auroc", "ap", "total"))
-    results = {
-        "title": f"ADBench, {len(tables)} tables",
-        "table": {
+    results = record.finish(
+        points,
+        title=f"ADBench, {len(tables)} tables",
+        table={
             "columns": ["system", "seeds", "AUROC", "mean rank", "AP", "mean rank", "p", "median seconds"],
             "rows": _rows(chosen, areas, precisions, seconds, points),
         },
-        "notes": [
+        notes=[
             "AUROC, AP: mean over tables and seeds, ± standard deviation over seeds of the mean over tables. "
             "Mean rank over tables, 1 is best. p: Wilcoxon's test of AUROC against InvGAN's over the tables, "
             "on the seeds that both have, two-sided, adjusted for the number of tests (Benjamini and "
@@ -107,17 +106,12 @@ def run(
             "Each system has one setting for all tables, its default. PyOD's rows need pip install "
             "'invgan[benchmark]'.",
         ],
-        "by_table": {
+        by_table={
             name: dict(zip(tables, np.round(areas[i], 4).tolist(), strict=True))
             for i, name in enumerate(chosen)
         },
-        "complete": set(itertools.product(SEEDS[:1] if quick else SEEDS, known)) <= set(fits),
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=sorted({seed for seed, _ in fits})),
-    }
-    write_results(path, results)
+        complete=set(itertools.product(SEEDS[:1] if quick else SEEDS, known)) <= set(fits),
+    )
     if len(chosen) > 1:
         write_figure(out / "adbench.png", _figure(chosen, areas))
     return results

@@ -7,7 +7,6 @@ same for all shares. Systems learn from all training rows as if they were normal
 
 import functools
 import itertools
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,8 @@ from invgan.detectors import InvGAN
 from invgan.errors import InputError
 from invgan.experiments import rivals
 from invgan.experiments.adbench import MAX_TEST_ROWS, Split
-from invgan.experiments.common import provenance, write_figure, write_results
-from invgan.experiments.points import Point, collect
+from invgan.experiments.common import write_figure
+from invgan.experiments.points import Point, Record, cores
 from invgan.metrics import detection_metrics
 
 MAX_TRAINING_ROWS = 2_000
@@ -70,34 +69,28 @@ def run(
         raise InputError("There are no tables in INVGAN_DATA/adbench: put ADBench's .npz files there.")
     if quick:
         tables, seeds = tables[:QUICK_TABLES], seeds[:1]
-    path, settings = out / "decisions.json", {"tables": tables, "contaminations": shares, "quick": quick}
+    settings = {"tables": tables, "contaminations": shares, "quick": quick}
+    record = Record(out / "decisions.json", settings, seeds, quick)
     keys = [
         {"system": system, "table": table, "contamination": share, "seed": seed}
         for seed, share, table, system in itertools.product(seeds, shares, tables, (*OURS, *THEIRS))
     ]
-    measure = functools.partial(_measure, quick)
-    processes = 1 if quick else os.cpu_count() or 1
-    points = collect(path, settings, keys, measure, seeds=seeds, processes=processes)
-    results = {
-        "complete": True,
-        "title": f"Decisions on {len(tables)} tables, {len(seeds)} seed{'s' * (len(seeds) > 1)}",
-        "table": {
+    points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
+    results = record.finish(
+        points,
+        title=f"Decisions on {len(tables)} tables, {len(seeds)} seed{'s' * (len(seeds) > 1)}",
+        table={
             "columns": ["anomalies among the training rows", *(f"{share:.0%}" for share in shares)],
             "rows": _rows(points, shares),
         },
-        "notes": [
+        notes=[
             "Mean over tables and seeds ± standard error over these draws. P(p ≤ α): the share of normal "
             "test rows with such a p-value, valid if it is at most α. False discoveries: the share of normal "
             "rows among those flagged by --fdr, 0 if none is, and power: the share of the anomalies that is "
             "flagged. Of m calibration rows no p-value is below 1 / (m + 1).",
             f"With trim={TRIM} a tenth of the rows is left out at every share, also where all are normal.",
         ],
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=seeds),
-    }
-    write_results(path, results)
+    )
     write_figure(out / "decisions.png", _figure(points, shares))
     return results
 

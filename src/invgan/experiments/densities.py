@@ -6,7 +6,6 @@ tables of ADBench, their normal rows only, one half to train and one to test.
 """
 
 import functools
-import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,8 +14,7 @@ from sklearn.mixture import GaussianMixture
 
 from invgan import data, density
 from invgan.data.toy import TOYS, toy
-from invgan.experiments.common import provenance, write_results
-from invgan.experiments.points import Point, collect
+from invgan.experiments.points import Point, Record, cores
 
 N_ROWS = 20_000
 TABLES = ("adbench/44_Wilt", "adbench/19_landsat")
@@ -52,30 +50,23 @@ def run(*, quick: bool = False, out: Path = Path("results"), seeds: tuple[int, .
     keys = [
         {"dataset": name, "model": model, "seed": seed} for model in MODELS for name in sets for seed in seeds
     ]
-    path, settings = out / "densities.json", {"rows": N_ROWS, "quick": quick}
-    measure = functools.partial(_measure, quick)
-    points = collect(path, settings, keys, measure, seeds=seeds, processes=os.cpu_count() or 1)
-    results = {
-        "title": f"Density models: nats short of the true log-density ({N_ROWS:,} training rows), and nats "
+    record = Record(out / "densities.json", {"rows": N_ROWS, "quick": quick}, seeds, quick)
+    points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
+    return record.finish(
+        points,
+        title=f"Density models: nats short of the true log-density ({N_ROWS:,} training rows), and nats "
         "per row of real tables",
-        "table": {
+        table={
             "columns": ["model", *(_title(name) for name in sets)],
             "rows": [[model, *(_cell(points, name, model) for name in sets)] for model in MODELS],
         },
-        "note": (
+        note=(
             "Sets in the plane: mean of log p_true − log p over new rows, ± its standard error; 0 is "
             "perfect, lower is better. Tables: mean log p of test rows, in nats of the table's own units; "
             "higher is better. FlowVAE's is a lower bound. All settings are defaults, the same for all sets; "
             "those of the splines were compared on the checkerboard, with other draws."
         ),
-        "complete": True,
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=seeds),
-    }
-    write_results(path, results)
-    return results
+    )
 
 
 def _measure(quick: bool, dataset: str, model: str, seed: int) -> Point:

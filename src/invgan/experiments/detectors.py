@@ -10,7 +10,6 @@ its detectors learn from rows with anomalies among them, which is harder.
 """
 
 import functools
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,9 +20,9 @@ import numpy as np
 from invgan import detectors
 from invgan.experiments import adbench
 from invgan.experiments.adbench import Split
-from invgan.experiments.common import mean_and_std, provenance, write_results
+from invgan.experiments.common import mean_and_std
 from invgan.experiments.digits import digits_task
-from invgan.experiments.points import Point, collect
+from invgan.experiments.points import Point, Record, cores
 from invgan.experiments.rivals import REFERENCES, standardized
 from invgan.metrics import detection_metrics
 
@@ -77,36 +76,23 @@ def run(
         for dataset in sets
         for name in names
     ]
-    path, settings = out / "detectors.json", {"quick": quick}
-    points = collect(
-        path,
-        settings,
-        keys,
-        functools.partial(_measure, quick),
-        seeds=seeds,
-        processes=1 if quick else os.cpu_count() or 1,
-    )
-    results = {
-        "title": f"Each detector learns: AUROC, mean ± std over {len(seeds)} seed(s)",
-        "table": table(points),
-        "cells": page_cells(points),
-        "behind": (behind := gaps(points)),
-        "notes": [
+    record = Record(out / "detectors.json", {"quick": quick}, seeds, quick)
+    points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
+    return record.finish(
+        points,
+        title=f"Each detector learns: AUROC, mean ± std over {len(seeds)} seed(s)",
+        table=table(points),
+        cells=page_cells(points),
+        behind=(behind := gaps(points)),
+        notes=[
             "digits: the mean over the abnormal digit. fit, s: of the digits, on one core.",
             f"More than {BEHIND} behind the best reference: "
             + ("; ".join(f"{name} by {gap:.3f}" for name, gap in behind.items()) or "none")
             + ".",
             "ADBench's detectors learn from rows with anomalies among them; ours from normal ones.",
         ],
-        "published": PUBLISHED,
-        "complete": True,
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=seeds),
-    }
-    write_results(path, results)
-    return results
+        published=PUBLISHED,
+    )
 
 
 def table(points: Sequence[Point]) -> dict[str, Any]:

@@ -37,8 +37,8 @@ from invgan.data.synthetic import synthetic
 from invgan.detectors import InvGAN
 from invgan.errors import UnreliableEstimateWarning
 from invgan.experiments import figure2, table1
-from invgan.experiments.common import provenance, write_figure, write_results
-from invgan.experiments.points import Point, collect
+from invgan.experiments.common import write_figure
+from invgan.experiments.points import Point, Record
 from invgan.likelihood import (
     Estimate,
     StochasticGenerator,
@@ -151,16 +151,16 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
         with threads_for(nn.Module(), torch.device("cpu")) if part in SYNTHETIC else nullcontext():
             return parts[part]()
 
-    points = collect(
-        out / "estimates.json", settings, [{"part": name} for name in parts], measure, seeds=[SEED]
-    )
+    record = Record(out / "estimates.json", settings, (SEED,), quick)
+    points = record.collect([{"part": name} for name in parts], measure)
     known, learned, digits, small = (
         next(point for point in points if point["part"] == part) for part in parts
     )
     reduced = not quick and device == "cpu"
-    results = {
-        "title": "Estimates of log p(x), in nats",
-        "table": {
+    results = record.finish(
+        points,
+        title="Estimates of log p(x), in nats",
+        table={
             "columns": COLUMNS,
             "rows": [
                 *_rows("known", known["estimates"], known["truth"]),
@@ -173,7 +173,7 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
                 *_rows("MNIST", small["estimates"]),
             ],
         },
-        "notes": [
+        notes=[
             "short of log p: mean of the true log p(x) less the estimate, ± its standard error. For a "
             "normalised estimate that is KL(p ‖ estimate); in brackets for estimates that are no densities "
             "in R^D, where it means nothing but an offset.",
@@ -188,14 +188,8 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
             "full size by the same command, invgan reproduce estimates, where PyTorch finds a GPU."
         ]
         * reduced,
-        "complete": True,
-        "reduced": reduced,
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=[SEED]),
-    }
-    write_results(out / "estimates.json", results)
+        reduced=reduced,
+    )
     write_figure(out / "estimates.png", _figure(known, learned, digits, small))
     return results
 

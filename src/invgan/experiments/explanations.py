@@ -9,7 +9,6 @@ import functools
 import importlib
 import importlib.util
 import itertools
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,8 +20,7 @@ from invgan import data
 from invgan.detectors import InvGAN
 from invgan.errors import InputError
 from invgan.experiments import adbench
-from invgan.experiments.common import provenance, write_results
-from invgan.experiments.points import Point, collect
+from invgan.experiments.points import Point, Record, cores
 from invgan.experiments.rivals import globally_seeded
 
 MAX_TRAINING_ROWS = 2_000
@@ -76,34 +74,26 @@ def run(
         raise InputError("There are no tables in INVGAN_DATA/adbench: put ADBench's .npz files there.")
     if quick:
         tables, seeds = tables[:QUICK_TABLES], seeds[:1]
-    path = out / "explanations.json"
     settings = {"tables": tables, "quick": quick, "shap": importlib.util.find_spec("shap") is not None}
     keys = [{"table": table, "seed": seed} for seed, table in itertools.product(seeds, tables)]
-    measure = functools.partial(_measure, quick)
-    processes = 1 if quick else os.cpu_count() or 1
-    points = collect(path, settings, keys, measure, seeds=seeds, processes=processes)
-    results = {
-        "complete": True,
-        "title": f"Planted anomalies explained, {len(tables)} tables, {len(seeds)} seed"
+    record = Record(out / "explanations.json", settings, seeds, quick)
+    points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
+    return record.finish(
+        points,
+        title=f"Planted anomalies explained, {len(tables)} tables, {len(seeds)} seed"
         + "s" * (len(seeds) > 1),
-        "table": {
+        table={
             "columns": ["columns", "explained by", "share found", "by chance", "median seconds per row"],
             "rows": [row for kind in KINDS for row in _rows(points, kind)],
         },
-        "notes": [
+        notes=[
             "Share of the changed columns among as many of the largest parts: mean over tables and seeds ± "
             "standard error. z-score: the distance from the training rows' mean in standard deviations, "
             "which knows no model. SHAP: its PermutationExplainer of score_samples, with "
             f"{N_BACKGROUND} training rows and {MAX_EVALUATIONS} evaluations, or 2 D + 1 if that is more; "
             "its row needs pip install 'invgan[benchmark]'.",
         ],
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=seeds),
-    }
-    write_results(path, results)
-    return results
+    )
 
 
 def plant(train: np.ndarray, rows: np.ndarray, kind: str, seed: int) -> Planted:

@@ -15,7 +15,6 @@ FlowGAN's critic has the layers of InvGAN's discriminator.
 
 import functools
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,8 +31,8 @@ from invgan.data.synthetic import true_log_density, true_log_likelihood
 from invgan.density import FlowGAN, FlowVAE
 from invgan.density.adversarial import FlowGANModel
 from invgan.density.bijections import Bijection
-from invgan.experiments.common import mean_and_std, provenance, write_figure, write_results
-from invgan.experiments.points import Point, collect
+from invgan.experiments.common import mean_and_std, write_figure
+from invgan.experiments.points import Point, Record, cores
 from invgan.gan import GAN, REGRESSION_BETAS
 from invgan.likelihood import importance, riemannian
 from invgan.likelihood.posterior import map_latent
@@ -147,14 +146,16 @@ def run(
     rows = [(SAME, name, seeds[:N_RIVAL_SEEDS]) for name in (TRUTH, *RIVALS)]
     rows = [(SAME, name, seeds) for name in SETTINGS] + rows + [(RANDOM, name, seeds) for name in SETTINGS]
     keys = [{"weights": weights, "model": name, "seed": seed} for weights, name, own in rows for seed in own]
-    path, settings = out / "figure2.json", {"steps": 300 if quick else N_STEPS, "shown": seeds[0]}
+    settings = {"steps": 300 if quick else N_STEPS, "shown": seeds[0]}
+    record = Record(out / "figure2.json", settings, seeds, quick)
     # These networks are too small for more than one thread each: the cores take one fit each instead.
     measure = functools.partial(_measure, settings["steps"], settings["shown"])
-    points = collect(path, settings, keys, measure, seeds=seeds, processes=os.cpu_count() or 1)
-    results = {
-        "title": f"Figure 2: log-likelihoods beside Eq. 4's true one, and beside the true log p(x) in R^6 "
+    points = record.collect(keys, measure, processes=cores(quick=quick))
+    results = record.finish(
+        points,
+        title=f"Figure 2: log-likelihoods beside Eq. 4's true one, and beside the true log p(x) in R^6 "
         f"({N_DENSITY_ROWS:,} test rows; InvGAN's Eq. 4: {N_ROWS:,})",
-        "table": {
+        table={
             "columns": [
                 "model",
                 "w",
@@ -169,7 +170,7 @@ def run(
             ],
             "rows": [_row(points, weights, name) for weights, name, _ in rows],
         },
-        "note": (
+        note=(
             "Seeds: InvGAN 5, the others 3. Eq. 4 is a density on a surface, so for log p(x) only the RMSE "
             "after a constant offset is shown, as in the paper; the row of the true log p(x) is what a "
             "perfect density in R^6 would reach. InvGAN's log p(x) is its importance estimate. "
@@ -179,13 +180,7 @@ def run(
             "noise of 0.1, and a line 13 that fades for g. The rivals have their default settings, λ = 1 for "
             "FlowGAN: the paper names none."
         ),
-        "complete": True,
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=seeds),
-    }
-    write_results(path, results)
+    )
     shown = [point for point in points if (point["weights"], point["seed"]) == (SAME, seeds[0])]
     write_figure(out / "figure2.png", _figure({point["model"]: point["shown"] for point in shown}))
     return results

@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from invgan import data, networks
-from invgan.experiments.common import provenance, write_figure, write_results
-from invgan.experiments.points import Point, collect
+from invgan.experiments.common import write_figure
+from invgan.experiments.points import Point, Record
 from invgan.gan import GAN
 from invgan.geometry import log_volume
 from invgan.likelihood import log_prior, revised_bits_per_dimension, riemannian
@@ -81,18 +81,17 @@ def run(*, quick: bool = False, out: Path = Path("results"), seed: int = 0) -> d
         if images is not None
     )
     settings = {**setting._asdict(), "device": device, "seed": seed}
-    points = collect(
-        out / "figure3.json",
-        settings,
+    record = Record(out / "figure3.json", settings, (seed,), quick)
+    points = record.collect(
         [{"latent_dim": d} for d in setting.latent_dims],
         lambda latent_dim: _measure(latent_dim, training, test, setting, device, seed),
-        seeds=[seed],
     )
     reduced = setting != SETTINGS["cuda"]
-    results = {
-        "title": f"Figure 3: MNIST, {setting.steps:,} steps of {setting.batch_size}, "
+    results = record.finish(
+        points,
+        title=f"Figure 3: MNIST, {setting.steps:,} steps of {setting.batch_size}, "
         f"{setting.test_rows:,} test images; mean ± standard error, nats",
-        "table": {
+        table={
             "columns": ["d", "Eq. 4, negative", "revised metric", "its first term"],
             "rows": [
                 [
@@ -103,20 +102,14 @@ def run(*, quick: bool = False, out: Path = Path("results"), seed: int = 0) -> d
                 for point in points
             ],
         },
-        "complete": True,
-        "reduced": reduced,
-        "settings": settings,
-        "points": points,
-        "paper": PAPER,
-        "notes": [
+        reduced=reduced,
+        paper=PAPER,
+        notes=[
             "The revised metric is in nats and mostly its first term, which the prior fixes: it is no code "
             "length, and says little of what was learned."
         ]
         + ["Reduced to what a CPU does in minutes: run it where PyTorch finds a GPU."] * reduced,
-        "quick": quick,
-        **provenance(seeds=[seed]),
-    }
-    write_results(out / "figure3.json", results)
+    )
     write_figure(out / "figure3.png", _figure(points))
     return results
 

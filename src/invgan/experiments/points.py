@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
@@ -18,16 +19,9 @@ from invgan.experiments.common import COMMIT, provenance, write_results
 Point = dict[str, Any]
 
 
-def collect(
-    path: Path,
-    settings: dict[str, Any],
-    keys: Iterable[Point],
-    measure: Callable[..., Point],
-    *,
-    seeds: Sequence[int],
-    processes: int = 1,
-) -> list[Point]:
-    """Measure a point for each key, and write the results file anew after each.
+@dataclass(frozen=True)
+class Record:
+    """What a run of an experiment has measured, in a file that grows with it.
 
     Parameters
     ----------
@@ -35,31 +29,73 @@ def collect(
         The results file. If it is one that an earlier run with the same settings did not complete, its
         points are kept, and only the others are measured.
     settings : dict
-        All that the points depend on, as JSON holds it.
-    keys : iterable of dict
-        What tells a point from the others.
-    measure : callable
-        Called with a key's entries by name; for several processes a function that can be pickled.
+        All that the points depend on beside their keys, as JSON holds it.
     seeds : sequence of int
         For the file.
-    processes : int
-        How many to measure in, each on one thread: networks too small for more take one core each.
-
-    Returns
-    -------
-    list of dict
-        In the order of the keys, each with its key, what was measured, the seconds that it took and the
-        commit.
+    quick : bool
+        Whether it is a smoke run, for the file as well.
     """
-    settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be in the file
-    keys, points = list(keys), unfinished(path, settings)
-    missing = [key for key in keys if not any(_is_at(key, point) for point in points)]
-    for key, measured in _measure_all(missing, measure, processes):
-        points.append({**key, **measured, "commit": COMMIT})
-        write_results(
-            path, {"complete": False, "settings": settings, "points": points, **provenance(seeds=seeds)}
-        )
-    return [point for key in keys for point in points if _is_at(key, point)]
+
+    path: Path
+    settings: dict[str, Any]
+    seeds: Sequence[int]
+    quick: bool
+
+    def collect(
+        self, keys: Iterable[Point], measure: Callable[..., Point], *, processes: int = 1
+    ) -> list[Point]:
+        """Measure a point for each key, and write the results file anew after each.
+
+        Parameters
+        ----------
+        keys : iterable of dict
+            What tells a point from the others.
+        measure : callable
+            Called with a key's entries by name; for several processes a function that can be pickled.
+        processes : int
+            How many to measure in, each on one thread: networks too small for more take one core each.
+
+        Returns
+        -------
+        list of dict
+            In the order of the keys, each with its key, what was measured, the seconds that it took and the
+            commit.
+        """
+        keys, points = list(keys), self.unfinished()
+        missing = [key for key in keys if not any(_is_at(key, point) for point in points)]
+        for key, measured in _measure_all(missing, measure, processes):
+            points.append({**key, **measured, "commit": COMMIT})
+            self._write(points, complete=False)
+        return [point for key in keys for point in points if _is_at(key, point)]
+
+    def finish(self, points: list[Point], *, complete: bool = True, **found: Any) -> dict[str, Any]:
+        """Write all points and what was found by them, and return what the file holds."""
+        return self._write(points, complete=complete, **found)
+
+    def unfinished(self) -> list[Point]:
+        """Read the points of an earlier run of the same settings that did not get to its end."""
+        earlier: Any = None
+        with suppress(OSError, ValueError):  # no file yet, or none of ours: it will be replaced
+            earlier = json.loads(self.path.read_text())
+        settings = json.loads(json.dumps(self.settings))  # tuples are lists in the file
+        same = isinstance(earlier, dict) and earlier.get("complete") is False
+        return earlier["points"] if same and earlier.get("settings") == settings else []
+
+    def _write(self, points: list[Point], **found: Any) -> dict[str, Any]:
+        results = {
+            **found,
+            "settings": self.settings,
+            "points": points,
+            "quick": self.quick,
+            **provenance(seeds=self.seeds),
+        }
+        write_results(self.path, results)
+        return results
+
+
+def cores(*, quick: bool) -> int:
+    """Processes to measure in: one for a smoke run, which would wait for more to start."""
+    return 1 if quick else os.cpu_count() or 1
 
 
 def _is_at(key: Point, point: Point) -> bool:
@@ -100,12 +136,3 @@ def _timed(measure: Callable[..., Point], key: Point) -> Point:
     start = time.perf_counter()
     measured = measure(**key)
     return {**measured, "seconds": time.perf_counter() - start}
-
-
-def unfinished(path: Path, settings: dict[str, Any]) -> list[Point]:
-    """Read the points of an earlier run of the same settings that did not get to its end."""
-    earlier: Any = None
-    with suppress(OSError, ValueError):  # no file yet, or none of ours: it will be replaced
-        earlier = json.loads(path.read_text())
-    same = isinstance(earlier, dict) and earlier.get("complete") is False
-    return earlier["points"] if same and earlier.get("settings") == settings else []

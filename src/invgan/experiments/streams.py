@@ -16,8 +16,8 @@ import pyarrow.parquet
 import torch
 from matplotlib.figure import Figure
 
-from invgan.experiments.common import provenance, write_figure, write_results
-from invgan.experiments.points import Point, collect
+from invgan.experiments.common import write_figure
+from invgan.experiments.points import Point, Record
 from invgan.experiments.speed.growth import command
 
 ROWS = {".parquet": (100_000, 1_000_000, 5_000_000), ".csv": (100_000, 1_000_000)}
@@ -41,22 +41,18 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
     """
     sizes = QUICK_ROWS if quick else ROWS
     keys = [{"type": suffix, "rows": n_rows} for suffix, numbers in sizes.items() for n_rows in numbers]
-    path, settings = out / "streams.json", {"quick": quick, "threads": torch.get_num_threads()}
-    points = collect(path, settings, keys, functools.partial(_measure, quick), seeds=(0,))
-    results = {
-        "complete": True,
-        "title": f"Tables of {N_COLUMNS} columns on {torch.get_num_threads()} threads",
-        "table": {
+    settings = {"quick": quick, "threads": torch.get_num_threads()}
+    record = Record(out / "streams.json", settings, (0,), quick)
+    points = record.collect(keys, functools.partial(_measure, quick))
+    results = record.finish(
+        points,
+        title=f"Tables of {N_COLUMNS} columns on {torch.get_num_threads()} threads",
+        table={
             "columns": ["rows", "file", "command", "seconds", "rows per second", "peak memory"],
             "rows": [_row(point, name) for point in points for name in ("fit", "score")],
         },
-        "note": "Whole processes, from the start of Python. Fit: of more than 250,000 rows a sample is kept.",
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=(0,)),
-    }
-    write_results(path, results)
+        note="Whole processes, from the start of Python. Fit: of more than 250,000 rows a sample is kept.",
+    )
     write_figure(out / "streams.png", _figure(points))
     return results
 

@@ -24,7 +24,6 @@ larger and were trained for days.
 
 import functools
 import math
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -40,9 +39,9 @@ from invgan import data as named
 from invgan import density
 from invgan.detectors import InvGAN
 from invgan.errors import InputError, UnreliableEstimateWarning
-from invgan.experiments.common import provenance, write_figure, write_results
+from invgan.experiments.common import write_figure
 from invgan.experiments.figure3 import PRIOR_TERM
-from invgan.experiments.points import Point, collect
+from invgan.experiments.points import Point, Record, cores
 from invgan.geometry import log_volume
 from invgan.likelihood import bits_per_dimension, dequantize, log_prior, revised_bits_per_dimension
 
@@ -171,32 +170,26 @@ def run(
     reduced = not quick and data != "digits" and device == "cpu"
     dataset = named.load(data)
     n_dimensions = math.prod(dataset.X.shape[1:])
-    path = out / f"table1-{data}.json"
     settings = {"data": data, "device": device, **setting._asdict()}
     del settings["seeds"]  # the points have each its own: others can be added to an unfinished run
     keys = [{"system": system, "seed": seed} for system in SYSTEMS for seed in setting.seeds]
     # The digits' networks are too small for more than one thread each.
-    processes = os.cpu_count() or 1 if data == "digits" and not quick else 1
-    measure = functools.partial(_measure, data, setting)
-    points = collect(path, settings, keys, measure, seeds=setting.seeds, processes=processes)
+    processes = cores(quick=quick) if data == "digits" else 1
+    record = Record(out / f"table1-{data}.json", settings, setting.seeds, quick)
+    points = record.collect(keys, functools.partial(_measure, data, setting), processes=processes)
     spread = "standard deviation over seeds" if len(setting.seeds) > 1 else "standard error over images"
-    results = {
-        "title": f"Table 1, {data}: {setting.training_rows:,} training and {setting.test_rows:,} test images "
+    results = record.finish(
+        points,
+        title=f"Table 1, {data}: {setting.training_rows:,} training and {setting.test_rows:,} test images "
         f"of {n_dimensions:,} dimensions; mean ± {spread}",
-        "table": {
+        table={
             "columns": ["density", "bits/dim", "revised metric, nats", "published", "training"],
             "rows": [*_measured(points, data), _uniform(data)],
         },
-        "notes": [*NOTES, f"Data: {dataset.note}"],
-        "complete": True,
-        "reduced": reduced,
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=setting.seeds),
-    }
-    write_results(path, results)
-    write_figure(path.with_suffix(".png"), _figure(points))
+        notes=[*NOTES, f"Data: {dataset.note}"],
+        reduced=reduced,
+    )
+    write_figure(record.path.with_suffix(".png"), _figure(points))
     return results
 
 

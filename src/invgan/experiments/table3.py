@@ -11,7 +11,6 @@ them: its time and memory grow in their square. Nothing is set for a class or a 
 """
 
 import functools
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -24,8 +23,8 @@ from invgan import data as named
 from invgan import detectors
 from invgan.detectors.latent import CHEAP_METHODS
 from invgan.errors import InputError
-from invgan.experiments.common import mean_and_std, provenance, write_results
-from invgan.experiments.points import Point, collect
+from invgan.experiments.common import mean_and_std
+from invgan.experiments.points import Point, Record, cores
 from invgan.experiments.rivals import Score, nearest_neighbours
 from invgan.metrics import detection_metrics
 
@@ -170,26 +169,21 @@ def run(
         for protocol, systems in protocols.items()
         for system in systems
     ]
-    path = out / f"table3-{data}.json"
     settings = {"data": data, "device": device, **setting._asdict()}
     del settings["seeds"]  # the points have each its own: others can be added to an unfinished run
-    points = collect(
-        path,
-        settings,
-        keys,
-        functools.partial(_measure, data, setting),
-        seeds=setting.seeds,
-        # One fit a core does more than one fit on all of them; an accelerator is for one.
-        processes=1 if device == "cuda" else os.cpu_count() or 1,
-    )
+    record = Record(out / f"table3-{data}.json", settings, setting.seeds, quick)
+    # One fit a core does more than one fit on all of them; an accelerator is for one.
+    processes = 1 if device == "cuda" else cores(quick=False)
+    points = record.collect(keys, functools.partial(_measure, data, setting), processes=processes)
     shown = ", ".join(CLASSES[data][label] for label in setting.labels)
-    results = {
-        "title": f"Table 3, {data}: AUROC, mean ± std over classes ({shown})",
-        "table": {
+    return record.finish(
+        points,
+        title=f"Table 3, {data}: AUROC, mean ± std over classes ({shown})",
+        table={
             "columns": ["model", "AUROC", "std over seeds", "paper", "fit, s", "score, s"],
             "rows": table_rows(points, data),
         },
-        "notes": [
+        notes=[
             f"{_count(setting.training_rows)} normal images train, {setting.max_steps:,} steps of "
             f"{setting.batch_size}; {_count(setting.test_rows)} images of all classes test; "
             f"{len(setting.seeds)} seed(s).",
@@ -197,15 +191,8 @@ def run(
             f"fit, s and score, s: for one class, on {'one core' if device == 'cpu' else device}.",
             f"Data: {dataset.note}",
         ],
-        "complete": True,
-        "reduced": quick or device == "cpu",
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=setting.seeds),
-    }
-    write_results(path, results)
-    return results
+        reduced=quick or device == "cpu",
+    )
 
 
 def check_data(data: str, experiment: str) -> None:

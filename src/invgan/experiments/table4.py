@@ -9,7 +9,6 @@ that ``laplace`` and ``importance`` do, and put the rows in their order.
 """
 
 import functools
-import os
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -21,8 +20,8 @@ import numpy as np
 from invgan import data, detectors
 from invgan.detectors.latent import CHEAP_METHODS
 from invgan.errors import UnreliableEstimateWarning
-from invgan.experiments.common import mean_and_std, provenance, write_results
-from invgan.experiments.points import Point, collect
+from invgan.experiments.common import mean_and_std
+from invgan.experiments.points import Point, Record, cores
 from invgan.experiments.rivals import REFERENCES, standardized
 from invgan.metrics import detection_metrics, flag_top
 
@@ -76,19 +75,17 @@ def run(
     seeds = seeds[:2] if quick else seeds
     names = (*SYSTEMS, *YARDSTICKS)
     keys = [{"system": name, "seed": seed} for name in names for seed in seeds]
-    path, settings = out / "table4.json", {"flagged": FLAGGED, "quick": quick}
-    processes = 1 if quick else os.cpu_count() or 1
-    points = collect(
-        path, settings, keys, functools.partial(_measure, quick), seeds=seeds, processes=processes
-    )
+    record = Record(out / "table4.json", {"flagged": FLAGGED, "quick": quick}, seeds, quick)
+    points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
     columns = ["precision", "recall", "F1", "AUROC", "paper: P, R, F1", "fit, s"]
-    results = {
-        "title": f"Table 4: Arrhythmia, half train, {FLAGGED:.0%} flagged; mean ± std, {len(seeds)} seeds",
-        "table": {
+    return record.finish(
+        points,
+        title=f"Table 4: Arrhythmia, half train, {FLAGGED:.0%} flagged; mean ± std, {len(seeds)} seeds",
+        table={
             "columns": ["model", *columns],
             "rows": [row for name in names for row in _rows(name, points)],
         },
-        "notes": [
+        notes=[
             "fit, s: on one core.",
             "Recall by precision is the number of flagged rows by that of anomalies, one for all rows of "
             "a table that flags the same share. In the paper it is "
@@ -96,14 +93,7 @@ def run(
             f"{_flagged_by_anomalies('InvGAN as in the paper, riemannian'):.2f} for InvGAN.",
             f"Data: {data.load('arrhythmia').note}",
         ],
-        "complete": True,
-        "settings": settings,
-        "points": points,
-        "quick": quick,
-        **provenance(seeds=seeds),
-    }
-    write_results(path, results)
-    return results
+    )
 
 
 def _measure(quick: bool, system: str, seed: int) -> Point:

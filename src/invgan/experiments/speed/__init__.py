@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from invgan.experiments.common import provenance, write_figure, write_results
-from invgan.experiments.points import collect
+from invgan.experiments.points import Record
 from invgan.experiments.speed import growth, jacobians, steps
 
 
@@ -30,8 +30,8 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
     """
     settings = {"quick": quick, "threads": torch.get_num_threads()}
     keys = [{"part": name} for name in _PARTS]
-    measure = functools.partial(_measure, quick=quick)
-    points = collect(out / "speed.json", settings, keys, measure, seeds=(0,))
+    record = Record(out / "speed.json", settings, (0,), quick)
+    points = record.collect(keys, functools.partial(_measure, quick=quick))
     jacobian, images, tables, scoring, volumes = (point["found"] for point in points)
     growing = scoring | volumes
     results = {
