@@ -1,6 +1,8 @@
 """The density models: one set of truths for all of them, and what each says of itself."""
 
 import copy
+import functools
+import math
 import re
 import sys
 
@@ -13,9 +15,10 @@ from torch import nn
 
 import invgan
 from invgan import InputError, TrainingDivergedError, artifact, density
+from invgan.density import variational
 from invgan.density.bijections import ActNorm, Bijection, Chain, Flatten, Logit
 from invgan.density.continuous import Continuous, conv_velocity
-from invgan.density.tabular import import_zuko
+from invgan.density.tabular import _order, autoregressive, import_zuko
 from invgan.density.variational import FlowVAEModel
 from invgan.likelihood import bits_per_dimension, dequantize
 from invgan.training import Sample
@@ -232,6 +235,23 @@ def test_no_model_spends_fewer_bits_on_a_dequantised_image_than_its_entropy_nor_
     assert 3 - error < bits.mean() < 3.2
 
 
+@pytest.mark.parametrize("dtype", [np.int64, np.uint16])
+def test_levels_of_any_integer_type_are_those_of_8_bits(dtype):
+    levels = squares(40, side=4)
+    one, other = (model("MADE", max_steps=5).fit(X) for X in (levels, levels.astype(dtype)))
+    assert other.quantized_
+    assert np.array_equal(other.score_samples(levels.astype(dtype)), one.score_samples(levels))
+
+
+def test_images_of_more_levels_are_refused():
+    message = (
+        "X has images of integers from 0 to 256: MADE takes 8-bit levels, from 0 to 255, or floats; rescale "
+        "them."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        model("MADE").fit(np.arange(0, 257).repeat(16).reshape(257, 1, 4, 4))
+
+
 def test_floats_are_points_not_levels():
     estimator = model("MADE", max_steps=3).fit(squares(60, side=2).astype(np.float32))
     assert not estimator.quantized_
@@ -270,6 +290,27 @@ def test_activation_normalisation_starts_from_the_data():
     assert z.std((0, 2, 3)).tolist() == pytest.approx([1] * 3, abs=1e-3)
 
 
+def test_activation_normalisation_starts_from_rows_all_over_a_sorted_table():
+    X = np.sort(np.random.default_rng(0).normal(size=(4000, 2)), axis=0)
+    flow = model("RealNVP", max_steps=1, learning_rate=1e-9).fit(X).model_.flow
+    assert flow.layers[0].mean.tolist() == pytest.approx([0, 0], abs=0.02)
+    assert flow.layers[0].log_std.tolist() == pytest.approx([0, 0], abs=0.02)
+
+
+@pytest.mark.parametrize("index", range(4))
+@pytest.mark.parametrize("hidden", [[64, 64], [5], [200, 30]])
+def test_however_few_units_a_feature_depends_on_those_before_it(index, hidden):
+    network = autoregressive(100, index, hidden, spline=False).transform.hyper
+    first, *others = (layer.mask.double() for layer in network if hasattr(layer, "mask"))
+    paths = functools.reduce(lambda seen, mask: mask @ seen, others, first)  # outputs×inputs
+    order = _order(100, index) if index % 2 == 0 else 99 - _order(100, index)
+    by_place = paths[::2][order.argsort()][:, order.argsort()] > 0  # of the two parameters the first
+    assert not by_place.triu().any()
+    apart = sum(math.ceil(98 / (width - 1)) for width in hidden)  # one unit's degree from the next's
+    assert all(by_place[i, : max(0, i - apart)].all() for i in range(100))
+    assert by_place[99, :99].all()
+
+
 def test_made_is_gaussian_given_the_features_before():
     made = model("MADE", max_steps=30).fit(bent())
     step = np.linspace(-1, 1, 5)
@@ -285,6 +326,14 @@ def test_a_trace_of_many_terms_is_estimated_with_signs_that_stay():
     assert probes.shape == (16, 70)
     assert probes.square().sum(0).tolist() == pytest.approx([1] * 70)  # exact for a diagonal Jacobian
     assert not torch.equal(probes, probes.abs())
+
+
+def test_a_flowgan_of_infinite_weight_can_be_saved(tmp_path):
+    flowgan = model("FlowGAN", likelihood_weight=float("inf"), max_steps=5).fit(bent(100))
+    flowgan.save(tmp_path / "model")
+    again = invgan.load(tmp_path / "model")
+    assert again.likelihood_weight == float("inf")
+    assert np.array_equal(again.score_samples(bent(20)), flowgan.score_samples(bent(20)))
 
 
 def test_flowgan_at_infinite_weight_is_realnvp_and_at_none_never_looks_at_a_likelihood():
@@ -334,6 +383,13 @@ def test_with_the_true_posterior_flowvaes_bound_is_the_density():
     torch.testing.assert_close(vae.log_weights(rows, vae.draws[:1].expand(1, 20, 2))[0], expected)
 
 
+def test_flowvaes_bound_is_the_same_however_its_draws_are_divided(monkeypatch):
+    estimator = model("FlowVAE", max_steps=2, batch_size=16).fit(squares(60, side=8))
+    whole = estimator.score_samples(squares(4, side=8, seed=1))
+    monkeypatch.setattr(variational, "IMAGES_AT_ONCE", 1)
+    np.testing.assert_allclose(estimator.score_samples(squares(4, side=8, seed=1)), whole, rtol=1e-12)
+
+
 def test_a_far_row_is_scored_in_good_time_and_is_unlikely(fitted):
     estimator, draw = fitted
     if estimator.quantized_:
@@ -365,6 +421,19 @@ def test_a_flow_that_diverges_names_the_step_and_the_layer(monkeypatch):
     )
     with pytest.raises(TrainingDivergedError, match=message):
         estimator.fit(bent(100))
+
+
+def test_a_continuous_flow_that_is_not_finite_says_so_at_once():
+    estimator = model("FFJORD", max_steps=3).fit(bent(100))
+    layer, times = estimator.model_.flow.layers[0].double().train(), []
+    layer.velocity.net[0].weight.data[0, 0] = torch.nan
+    velocity = layer._velocity_and_trace
+    layer._velocity_and_trace = lambda t, *rest: times.append(t) or velocity(t, *rest)
+    for training in (True, False):
+        z, log_abs_det = layer.train(training)(torch.zeros(5, 2, dtype=torch.float64))
+        assert z.isnan().all()
+        assert log_abs_det.isnan().all()
+    assert len(times) < 100  # a few step sizes, each too long, and no more
 
 
 def test_a_learning_rate_that_is_too_large_is_named(monkeypatch):

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 import invgan
-from invgan import InputError, artifact, density, detectors
+from invgan import InputError, TrainingDivergedError, artifact, density, detectors
 from invgan.detectors.anogan import SearchedGAN
 from invgan.detectors.bigan import BiGAN, CycleBiGAN
 from invgan.detectors.dagmm import GaussianMixture
@@ -693,7 +693,24 @@ def test_the_isolation_forest_is_scikit_learns(parameters):
     assert estimator.score_samples(new) == pytest.approx(expected, rel=1e-12)
 
 
+def test_one_huge_value_does_not_blind_the_isolation_forest():
+    X = np.random.default_rng(0).normal(size=(500, 2))
+    new = np.concatenate([X[:200] / 2, X[:20] + 8])
+    plain = model("IsolationForest").fit(X).score_samples(new)
+    X[17, 0] = 1e14
+    scores = model("IsolationForest").fit(X).score_samples(new)
+    assert scores[-20:].max() < np.quantile(scores[:-20], 0.05)
+    assert np.corrcoef(scores, plain)[0, 1] > 0.8
+
+
 # What goes wrong
+
+
+def test_dagmm_says_when_it_diverges():
+    with pytest.raises(
+        TrainingDivergedError, match=r"became (nan|inf) at step \d+; try a smaller learning_rate"
+    ):
+        model("DAGMM", learning_rate=1e6, max_steps=60).fit(bent())
 
 
 @pytest.mark.parametrize(

@@ -657,6 +657,20 @@ def threads_for(model: nn.Module, device: torch.device) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def single_precision(device: torch.device) -> Iterator[None]:
+    """Keep a GPU from rounding what goes into its products to ten bits (TF32)."""
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
 def _interrupts() -> Iterator[Tensor]:
     """Turn the first Ctrl-C into a flag that is read between steps; a second one stops at once."""
     pressed = torch.zeros((), dtype=torch.bool)  # a tensor, because processes can share it

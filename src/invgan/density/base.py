@@ -17,7 +17,7 @@ from torch import Tensor
 
 from invgan.density.bijections import Bijection, Chain, Flatten, Logit, first_failure
 from invgan.errors import InputError, TrainingDivergedError
-from invgan.estimators import NeuralDetector, Split, check_shapes
+from invgan.estimators import NeuralDetector, Split, check_shapes, spread
 from invgan.gan import REGRESSION_BETAS
 from invgan.likelihood import log_prior
 from invgan.networks.convolutional import SMALLEST_SIDE
@@ -102,13 +102,13 @@ class DensityEstimator(NeuralDetector):
 
     A subclass implements :meth:`_layers`, and one that is more than a flow :meth:`_model`.
 
-    **Images** of 8-bit levels (uint8) are dequantised: p is a density of x + u, with u uniform on [0, 1) in
-    every value, drawn afresh at every step of training. The scaled values go through a logit, which is taken
-    between the lowest and the highest level of the training images and continued in a straight line beyond.
-    A uint8 image is scored at x + u with one u that is the same for all images and calls; to average over u,
-    score the floats of :func:`invgan.likelihood.dequantize`. Images of floats are scored, and learned from,
-    as they are: if they are levels in disguise, their density has no bound, so pass the levels.
-    :func:`invgan.likelihood.bits_per_dimension` turns either score into bits.
+    **Images** of 8-bit levels (integers from 0 to 255) are dequantised: p is a density of x + u, with u
+    uniform on [0, 1) in every value, drawn afresh at every step of training. The scaled values go through a
+    logit, which is taken between the lowest and the highest level of the training images and continued in a
+    straight line beyond. Such an image is scored at x + u with one u that is the same for all images and
+    calls; to average over u, score the floats of :func:`invgan.likelihood.dequantize`. Images of floats are
+    scored, and learned from, as they are: if they are levels in disguise, their density has no bound, so
+    pass the levels. :func:`invgan.likelihood.bits_per_dimension` turns either score into bits.
 
     Convolutions are for images of even sides of at least 8 pixels and 256 values or more; smaller ones are
     vectors.
@@ -158,6 +158,17 @@ class DensityEstimator(NeuralDetector):
 
     # ---------------------------------------------------------------- fitting
 
+    def _check_rows(self, X: Any, *, fitting: bool, missing: bool = False) -> Tensor:
+        levels = np.asarray(X) if np.ndim(X) == 4 else None
+        if levels is not None and levels.dtype.kind in "iu" and levels.dtype != np.uint8 and levels.size:
+            if levels.min() < 0 or levels.max() > 255:
+                raise InputError(
+                    f"X has images of integers from {levels.min()} to {levels.max()}: {type(self).__name__} "
+                    "takes 8-bit levels, from 0 to 255, or floats; rescale them."
+                )
+            X = levels.astype(np.uint8)
+        return super()._check_rows(X, fitting=fitting, missing=missing)
+
     def _is_large_image(self) -> bool:
         return len(self.data_shape_) == 3 and self._size() >= LARGE_IMAGE
 
@@ -185,7 +196,8 @@ class DensityEstimator(NeuralDetector):
             self.model_ = self._new_model(1 / self.scaling_.scale.item() if self.quantized_ else 0.0)
             if self._is_convolutional():
                 self.model_.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            first = self.scaling_(training[:INITIAL_ROWS]).float()
+            some = spread(np.arange(len(training)), INITIAL_ROWS)
+            first = self.scaling_(training[some]).float()
             with torch.no_grad():
                 self.model_.flow.initialize(first + self.model_.level_width * torch.rand(first.shape))
         try:

@@ -190,6 +190,10 @@ class Continuous(Bijection):
                 sizes.append(dt)
             state = torch.where(accepted, proposed, state)
             t = torch.where(accepted, torch.where(last, end, t + dt), t)
+            # What is not finite stays so: no step is short enough for it.
+            t = torch.where(accepted & ~state.isfinite().all(1, keepdim=True), end, t)
+            if together and (t == end).any():
+                break
             factor = (0.9 * excess.clamp_min(1e-6) ** -0.2).clamp(0.2, 5)
             dt = math.copysign(1, end - start) * (dt.abs() * factor).clamp_min(SHORTEST_STEP)
         return state, sizes

@@ -80,7 +80,10 @@ def autoregressive(n_features: int, index: int, hidden: list[int], *, spline: bo
     if index % 2:
         order = n_features - 1 - order
     build = import_zuko().flows.MaskedAutoregressiveTransform
-    return ZukoLayer(build(n_features, order=order, hidden_features=hidden, **_univariate(spline)))
+    transform = build(n_features, order=order, hidden_features=hidden, **_univariate(spline))
+    if min(hidden) < n_features - 1:
+        _spread_degrees(transform.hyper, order)
+    return ZukoLayer(transform)
 
 
 def coupling(n_features: int, index: int, hidden: list[int], *, spline: bool) -> ZukoLayer:
@@ -96,6 +99,22 @@ def coupling(n_features: int, index: int, hidden: list[int], *, spline: bool) ->
     build = import_zuko().flows.GeneralCouplingTransform
     mask = _order(n_features, index) % 2 == index % 2
     return ZukoLayer(build(n_features, mask=mask, hidden_features=hidden, **_univariate(spline)))
+
+
+def _spread_degrees(network: nn.Module, order: Tensor) -> None:
+    """Let few hidden units stand for all numbers of features that come before: zuko's see the first only.
+
+    A unit of degree m sees the first m features of the order; units of each layer have degrees from 1 to
+    D - 1, evenly.
+    """
+    seen = order + 1
+    layers = [layer for layer in network if hasattr(layer, "mask")]  # type: ignore[attr-defined]
+    for layer in layers[:-1]:
+        degrees = torch.linspace(1, len(order) - 1, len(layer.mask)).round().long()
+        layer.mask.copy_(degrees[:, None] >= seen)
+        seen = degrees
+    mask = layers[-1].mask
+    mask.copy_((order[:, None] >= seen).repeat_interleave(len(mask) // len(order), 0))
 
 
 def _order(n_features: int, index: int) -> Tensor:

@@ -14,6 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from invgan.estimators import AnomalyDetector, Split, check_shapes, in_blocks, part_of
+from invgan.preprocess import AffineScaling
 
 BLOCK = 512
 """Rows scored at once."""
@@ -174,6 +175,16 @@ class IsolationForest(_FittedByScikitLearn):
 
     n_estimators: int = 100
     max_samples: int = 256
+
+    def _scale(self, training: Tensor) -> AffineScaling:
+        # Splits have no unit, but trees compare in single precision, of which one huge value in a column's
+        # standard deviation would leave nothing for all others.
+        scaling = super()._scale(training)
+        if len(self.data_shape_) != 1:
+            return scaling
+        quartiles = np.quantile(training.double().numpy(), [0.25, 0.5, 0.75], axis=0)
+        low, middle, high = torch.from_numpy(quartiles)
+        return AffineScaling(middle, torch.where(high > low, high - low, scaling.scale), self.data_shape_)
 
     def _learn(self, rows: np.ndarray, seed: int) -> dict[str, Tensor]:
         size = min(self.max_samples, len(rows))

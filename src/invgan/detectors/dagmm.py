@@ -99,7 +99,9 @@ class GaussianMixture(NamedTuple):
         weighted = assignments.T[:, :, None] * deviations
         covariances = deviations.mT @ weighted / members[:, None, None]
         floor = COVARIANCE_FLOOR * torch.eye(codes.shape[1]).to(codes)
-        return cls(members / members.sum(), means, torch.linalg.cholesky(covariances + floor))
+        factors, failed = torch.linalg.cholesky_ex(covariances + floor)
+        # Of codes that are not finite any more: the loss will say so, with the step.
+        return cls(members / members.sum(), means, factors.masked_fill(failed[:, None, None] > 0, torch.nan))
 
     def log_prob(self, codes: Tensor) -> Tensor:
         """Return the log-density, shape (n,), of codes (n, p): minus the energy of Eq. 6."""

@@ -33,6 +33,8 @@ LARGEST_VALUE = 1e18
 MIN_ROWS = 10
 MIN_ROWS_TO_TRIM = 40
 """Rows of which each half still leaves enough to learn from."""
+INFINITE = "inf"
+"""Stands in a model file for a parameter that is infinite, which JSON has no number for."""
 MAX_DONORS = 2000
 """Training rows among which the nearest is looked for, to learn from a row with missing values."""
 
@@ -308,7 +310,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             for name, value in self.get_params(deep=False).items()
         }
         return {
-            name: value
+            name: INFINITE if value == math.inf else value
             for name, value in values.items()
             if isinstance(value, bool | int | float | str | None)
         }
@@ -463,7 +465,10 @@ def load(path: str | Path) -> AnomalyDetector:
     saved = artifact.read(path, kind="model")
     metadata, tensors = saved.metadata, dict(saved.tensors)
     try:
-        detector = AnomalyDetector._registry[metadata["detector"]](**metadata["parameters"])
+        parameters = {
+            name: math.inf if value == INFINITE else value for name, value in metadata["parameters"].items()
+        }
+        detector = AnomalyDetector._registry[metadata["detector"]](**parameters)
         detector._validate_params()
         detector.data_shape_ = tuple(int(side) for side in metadata["data_shape"])
         detector.n_features_in_ = detector.data_shape_[0]

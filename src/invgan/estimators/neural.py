@@ -24,6 +24,7 @@ from invgan.training import (
     Trainable,
     convolution_precision,
     progress_bar,
+    single_precision,
     threads_for,
     train,
 )
@@ -163,7 +164,12 @@ class NeuralDetector(AnomalyDetector):
     @contextmanager
     def _scoring(self) -> Iterator[None]:
         device = self._device()
-        with torch.no_grad(), torch.autocast(device.type, enabled=False), threads_for(self.model_, device):
+        with (
+            torch.no_grad(),
+            torch.autocast(device.type, enabled=False),
+            single_precision(device),
+            threads_for(self.model_, device),
+        ):
             yield
 
     def _prepare(self, rows: Tensor) -> Tensor:

@@ -185,8 +185,8 @@ def run(
             "Its bounds on gradients were added after two of the ten fits of these very seeds had been lost, "
             "with a held-out joint likelihood 4 to 7 nats below the others' and a Spearman of 0.93 and 0.96. "
             "It departs from the paper in: smooth activations, averaged weights, rates per update, instance "
-            "noise of 0.1, these bounds, and a line 13 that fades for g. The rivals have their default settings, λ = 1 for "
-            "FlowGAN: the paper names none."
+            "noise of 0.1, these bounds, and a line 13 that fades for g. The rivals have their default "
+            "settings, λ = 1 for FlowGAN: the paper names none."
         ),
     )
     shown = [point for point in points if (point["weights"], point["seed"]) == (SAME, seeds[0])]

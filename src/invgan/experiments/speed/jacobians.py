@@ -1,7 +1,5 @@
 """J_g on Table 5's generator, against everything PyTorch has for it."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -18,6 +16,7 @@ from invgan.experiments.speed.timing import (
 from invgan.geometry import jacobian
 from invgan.geometry.jacobians import MAX_BYTES
 from invgan.networks import conv_generator, initialize
+from invgan.training import single_precision
 
 LATENT_DIM, IMAGE = 50, (1, 32, 32)
 
@@ -50,7 +49,7 @@ def run(*, quick: bool) -> dict[str, Any]:
             few,
         ),
     }
-    with _single_precision():
+    with single_precision(DEVICE):
         found = {name: way(z[:few]) for name, (way, _) in ways.items()}
         reference = jacobian(g.double(), z[:few].double())
         g.float()
@@ -89,14 +88,3 @@ def _by_jvp_loop(g: nn.Module, z: Tensor) -> Tensor:
         tangent[:, k] = 1
         columns.append(jvp(g, (z,), (tangent,))[1].flatten(1))
     return torch.stack(columns, 2)
-
-
-@contextlib.contextmanager
-def _single_precision() -> Iterator[None]:
-    """Keep accelerators from rounding products to fewer digits."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
