@@ -21,6 +21,8 @@ from invgan.calibration import conformal_p_values
 from invgan.cli import main
 from invgan.data import Infer, read_table
 from invgan.data.scores import Scores, write_scores
+from invgan.density import MADE
+from invgan.detectors import IsolationForest
 from invgan.detectors.latent import CHEAP_METHODS
 from invgan.report.text import shown, with_spread
 
@@ -304,6 +306,38 @@ def test_a_report_reads_a_table_block_by_block(here, blocks, suffix):
     flagged = (scores < model.offset_).sum()
     assert f'<span data-live="flagged">{flagged}</span> of 1140 rows flagged' in page
     assert f">{roc_auc_score(y, -scores):.3f}<" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["info"], "info"),
+        (["report", "../data.csv", "--out", "r.html", "--label", "odd"], "report"),
+        (["score", "../data.csv", "--out", "s.csv", "--label", "odd", "--explain", "2"], "--explain"),
+    ],
+)
+def test_only_invgans_models_are_explained(here, refused, arguments, what):
+    IsolationForest(random_state=0).fit(rows()[0]).save("forest")
+    command, *rest = arguments
+    assert refused(command, "forest", *rest) == (
+        f"forest: is a model of IsolationForest, and {what} takes one of InvGAN; score or evaluate by it."
+    )
+
+
+def test_a_density_models_file_is_scored_by_a_process_that_knew_of_none(here):
+    X, _ = rows()
+    MADE(max_steps=5, random_state=0).fit(X).save("made")
+    code = "from invgan import load; print(load('made').score_samples([[0.0, 0.0, 0.0]]).shape)"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout == "(1,)\n"
+
+
+def test_a_column_without_a_value_among_the_normal_rows_is_refused(here, refused):
+    X, y = rows()
+    write_csv("gaps.csv", X, odd=y, mark=[None if normal else 7.0 for normal in y == 0])
+    assert refused("fit", "gaps.csv", "--out", "m", "--label", "odd") == (
+        "X has no value in column 'mark' of the rows to learn from; leave the column out."
+    )
 
 
 def test_info_describes_the_model(here, capsys):

@@ -23,6 +23,10 @@ def kind(values):
         (["1", "red", "blue", ""], Column("b", "category", ("1", "blue", "red"))),
         (["True", "false", None], Column("b", "boolean")),
         (["YES", "?", "no"], Column("b", "boolean")),
+        (["yes", "yes"], Column("b", "boolean")),
+        (["F", "t"], Column("b", "boolean")),
+        (["F", "F", "?"], Column("b", "category", ("F",))),
+        (["n", "N"], Column("b", "category", ("N", "n"))),
         (["yes", "true"], Column("b", "category", ("true", "yes"))),
         (["", "?", None], Column("b", "empty")),
         ([None, None], Column("b", "empty")),
@@ -115,3 +119,37 @@ def test_a_number_of_the_row_is_told_in_a_sample_whose_gaps_other_rows_may_fill(
     assert columns.notes(kept[:, None]) == []
     assert len(columns.notes(kept[:, None], n_left_out=80)) == 1
     assert columns.notes(10 * kept[:, None], n_left_out=80) == []
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "message"),
+    [
+        (
+            "age",
+            [datetime.date(2020, 1, 1)],
+            "X, column 'age': holds Date, but the model was fitted on numbers; convert it.",
+        ),
+        (
+            "age",
+            [[1.0, 2.0]],
+            "X, column 'age': holds List(Float64), but the model was fitted on numbers; convert it.",
+        ),
+        (
+            "pet",
+            [[b"x"]],
+            "X, column 'pet': holds List(Binary), but the model was fitted on text; convert it.",
+        ),
+    ],
+)
+def test_a_column_of_another_kind_is_refused(column, values, message):
+    columns = Columns.infer(pl.DataFrame({"age": [1.0, 2.0], "pet": ["cat", "dog"]}), "t.csv")
+    frame = pl.DataFrame({"age": [1.0], "pet": ["cat"]}).with_columns(pl.Series(column, values))
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        columns.encode(frame)
+
+
+def test_a_column_named_as_an_indicator_is_refused():
+    frame = pl.DataFrame({"pet": ["cat", "dog"], "pet=cat": [1, 2]})
+    message = "t.csv: has a column 'pet=cat', and a category that has an indicator of this name; rename one."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        Columns.infer(frame, "t.csv")

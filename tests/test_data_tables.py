@@ -1,6 +1,7 @@
 """Tables: what is read from each format, and the one line for each thing that can be wrong."""
 
 import csv
+import decimal
 import io
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from invgan.data import Columns, Images, Table, read_blocks, read_data, read_labels, read_table, tables
+from invgan.data import Columns, Images, Infer, Table, read_blocks, read_data, read_labels, read_table, tables
 from invgan.errors import InputError
 
 X = np.array([[1.5, -2.0], [3.25, 4e17], [0.0, 1e-300]])
@@ -187,7 +188,7 @@ def test_one_row_is_enough_when_the_caller_says_so(tmp_path: Path) -> None:
         (
             b"a,b\n1,2\n3,\xff\n",
             "t.csv: cannot be read as UTF-8 CSV ('utf-8' codec can't decode byte 0xff in position 10: "
-            "invalid start byte); it may be truncated or damaged, replace it.",
+            "invalid start byte); save it as UTF-8.",
         ),
     ],
 )
@@ -445,7 +446,11 @@ def test_a_csv_file_may_be_cut_anywhere(
         ),
         ("5\n", "t.csv, line 4: has 1 field, but line 1 has 2; give every line the same number."),
         ("5,6,7\n", "t.csv, line 4: has 3 fields, but line 1 has 2; give every line the same number."),
-        ("\n", "t.csv, row 3 (line 4), column 'a': found no value; fill it in or drop the row."),
+        (
+            "\n5,x\n",
+            "t.csv, row 3 (line 5), column 'b': found 'x', expected a number; encode the text, drop the "
+            "column, or name it as the label.",
+        ),
     ],
 )
 def test_a_flaw_has_its_line_wherever_the_file_is_cut(
@@ -619,3 +624,78 @@ def test_lines_are_looked_through_once_however_many_blocks_end_in_a_gap(
     blocks = all_blocks(path, columns=Columns.of_numbers(["a", "b"]))
     assert [len(block.X) for block in blocks] == [512, 512, 376]
     assert looked == [path]
+
+
+# Header, blank lines, long fields
+
+
+def test_blank_lines_are_no_rows_and_do_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('a,b\n1,2\n\n3,"x\n\ny"\n,\n\n\n')
+    frame = read_table(path, columns=Infer())
+    assert frame.columns is not None
+    assert frame.columns.names == ["a", "b"]
+    assert len(frame.X) == 3  # a line of empty cells is one, a blank line in quotation marks is text
+    assert csv_refusal(tmp_path, "a,b\n1,2\n\n3,x\n\n") == (
+        "t.csv, row 2 (line 4), column 'b': found 'x', expected a number; encode the text, drop the column, "
+        "or name it as the label."
+    )
+
+
+def test_in_a_single_column_a_blank_line_is_a_missing_value(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a\n1\n\n3\n")
+    np.testing.assert_array_equal(read_table(tmp_path / "t.csv", columns=Infer()).X[:, 0], [1, np.nan, 3])
+
+
+@pytest.mark.parametrize(
+    ("first", "names"),
+    [("0.1,?,3.5", None), ("1,na,nan", None), ("?,?,?", ["?"] * 3), ("a,?,3", ["a", "?", "3"])],
+)
+def test_a_first_line_of_numbers_and_gaps_is_no_header(
+    tmp_path: Path, first: str, names: list[str] | None
+) -> None:
+    text = f"{first}\n1,2,3\n4,5,6\n"
+    if names == ["?"] * 3:
+        assert csv_refusal(tmp_path, text).startswith("t.csv: columns 1 and 2 are both named '?'")
+        return
+    (tmp_path / "t.csv").write_text(text)
+    table = read_table(tmp_path / "t.csv", columns=Infer())
+    assert (table.columns.names, len(table.X)) == ((names, 2) if names else (["x0", "x1", "x2"], 3))
+
+
+def test_a_cell_may_be_longer_than_the_csv_modules_limit(tmp_path: Path) -> None:
+    note = "z" * 200_000
+    text = f"a,b\n1,{note}\n2,short\n3\n"
+    assert csv_refusal(tmp_path, text, columns=Infer()) == (
+        "t.csv, line 4: has 1 field, but line 1 has 2; give every line the same number."
+    )
+
+
+@pytest.mark.parametrize("header", ["x2,x1,x0", "x0,x1,height"])
+def test_columns_whose_names_look_made_up_are_matched_by_them(tmp_path: Path, header: str) -> None:
+    columns = Columns.of_numbers(["x0", "x1", "x2"])
+    path = tmp_path / "t.csv"
+    path.write_text(f"{header}\n1,2,3\n4,5,6\n")
+    if "height" in header:
+        assert refusal(path, columns=columns) == (
+            "t.csv: has no column 'x2', which the model was fitted on; add it."
+        )
+    else:
+        np.testing.assert_array_equal(read_table(path, columns=columns).X, [[3, 2, 1], [6, 5, 4]])
+
+
+def test_columns_without_names_are_matched_by_position(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text("1,2,3\n4,5,6\n")
+    for names in (["x0", "x1", "x2"], ["c", "x1", "a"]):
+        table = read_table(path, columns=Columns.of_numbers(names))
+        np.testing.assert_array_equal(table.X, [[1, 2, 3], [4, 5, 6]])
+    path.write_text("c,b,a\n1,2,3\n4,5,6\n")
+    table = read_table(path, columns=Columns.of_numbers(["x0", "x1", "x2"]))
+    np.testing.assert_array_equal(table.X, [[1, 2, 3], [4, 5, 6]])
+
+
+def test_a_wide_decimal_is_a_number(tmp_path: Path) -> None:
+    numbers = pa.array([decimal.Decimal("1.5"), decimal.Decimal("-2")], pa.decimal256(60, 10))
+    pyarrow.parquet.write_table(pa.table({"a": numbers, "b": [1, 2]}), tmp_path / "t.parquet")
+    np.testing.assert_array_equal(read_table(tmp_path / "t.parquet").X, [[1.5, 1], [-2, 2]])

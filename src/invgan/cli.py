@@ -381,7 +381,7 @@ def score(
     The columns of the result:
       row            number of the row in DATA, from 1
       log_prob       log p(x) in nats; higher = more normal
-      anomaly_score  -log_prob; higher = more anomalous
+      anomaly_score  -log_prob, less what missing values have in a typical row
       p_value        share of normal rows that look at least as unusual
       is_anomaly     whether the row is flagged, at the model's threshold or as options say
     """
@@ -394,7 +394,7 @@ def score(
         raise typer.BadParameter("--fdr and --false-positive-rate are two ways to decide; give one.")
     if fdr is not None and not 0 < fdr < 1:
         raise typer.BadParameter(f"--fdr must be above 0 and below 1, not {fdr:g}.")
-    detector = _load(model, false_positive_rate)
+    detector = _load(model, false_positive_rate, explaining="--explain" if explain else None)
     if explain and len(detector.data_shape_) > 1:
         raise typer.BadParameter("--explain is for tables; for images see 'invgan report'.")
     unknown: defaultdict[str, set[str]] = defaultdict(set)
@@ -406,8 +406,9 @@ def score(
             for column, values in getattr(rows, "unknown", {}).items():
                 unknown[column] |= values
             scores = _judge(detector, rows, data)
-            for i in scores.log_prob.argsort(kind="stable")[:explain]:
-                most.append((scores.log_prob[i], n_before + i + 1, scores.p_value[i], rows.X[i]))
+            comparable = -scores.anomaly_score
+            for i in comparable.argsort(kind="stable")[:explain]:
+                most.append((comparable[i], n_before + i + 1, scores.p_value[i], rows.X[i]))
             most[:] = sorted(most, key=lambda found: found[:2])[:explain]
             n_before += len(scores.log_prob)
             yield scores
@@ -458,7 +459,7 @@ def evaluate(
         kind = "anomalies" if is_anomaly.all() else "normal rows"
         raise InputError(f"{data}, label {label!r}: has {kind} only; to evaluate takes both kinds.")
     judged = _judge(detector, rows, data)
-    found = detection_metrics(is_anomaly, judged.log_prob, flagged=judged.is_anomaly)
+    found = detection_metrics(is_anomaly, -judged.anomaly_score, flagged=judged.is_anomaly)
     _print_table(["AUROC", "AP", "precision", "recall", "F1"], [list(found.values())])
     print(
         f"{_count(len(is_anomaly), 'row')}, {is_anomaly.sum():,} of them anomalous; "
@@ -489,7 +490,7 @@ def report(
     from invgan.report import write_report
     from invgan.report.of_model import report_content
 
-    detector = _load(model, false_positive_rate)
+    detector = _load(model, false_positive_rate, explaining="report")
     if holds_images(data):
         images, is_anomaly = _read(data, label=label, normal=normal, columns=None)
         blocks: Iterable[Table | Images] = [images]
@@ -499,7 +500,7 @@ def report(
         blocks, names = read_blocks(data, label=label, columns=_columns(detector)), None
     content = report_content(
         detector,
-        ((rows.X, detector.score_samples(_matched(detector, rows, data))) for rows in blocks),
+        ((rows.X, -_judge(detector, rows, data).anomaly_score) for rows in blocks),
         title=f"Anomalies in {data.name or data.resolve().name}",
         source=str(data),
         labels=None if is_anomaly is None else is_anomaly.astype(int),
@@ -514,7 +515,7 @@ def info(model: ModelArgument) -> None:
     """Describe MODEL: its data, size, threshold and training."""
     from invgan.report.of_model import model_card
 
-    groups = model_card(_load(model))
+    groups = model_card(_load(model, explaining="info"))
     size = sum(file.stat().st_size for file in model.iterdir() if file.is_file())
     groups["Model"]["size on disk"] = f"{size / 1e6:.1f} MB"
     table = RichTable(box=None, show_header=False, padding=(0, 2, 0, 0))
@@ -600,14 +601,22 @@ def _run_experiment(
 # What goes in
 
 
-def _load(model: Path, false_positive_rate: float | None = None) -> "InvGAN":
-    from invgan.detectors import load
+def _load(
+    model: Path, false_positive_rate: float | None = None, *, explaining: str | None = None
+) -> "InvGAN":
+    """Load a model; only InvGAN's can be explained, as an option or a command does by this name."""
+    from invgan.detectors import InvGAN, load
 
     if false_positive_rate is not None and not 0 <= false_positive_rate < 1:
         raise typer.BadParameter(
             f"--false-positive-rate must be at least 0 and below 1, not {false_positive_rate:g}."
         )
-    detector = cast("InvGAN", load(model))  # the only detector so far
+    detector = cast("InvGAN", load(model))  # or another, to score and evaluate by
+    if explaining is not None and not isinstance(detector, InvGAN):
+        raise InputError(
+            f"{model}: is a model of {type(detector).__name__}, and {explaining} takes one of InvGAN; "
+            "score or evaluate by it."
+        )
     return detector if false_positive_rate is None else detector.set_threshold(false_positive_rate)
 
 
@@ -695,7 +704,8 @@ def _own_names(rows: "Table | Images") -> list[str] | None:
 def _judge(detector: "InvGAN", rows: "Table | Images", data: Path) -> "Scores":
     from invgan.report.of_model import judge
 
-    return judge(detector, detector.score_samples(_matched(detector, rows, data)))
+    matched = _matched(detector, rows, data)
+    return judge(detector, detector.score_samples(matched), detector.typical_of_missing(matched))
 
 
 def _discoveries(blocks: "list[Scores]", rate: float) -> "Iterator[Scores]":

@@ -17,6 +17,7 @@ MAX_CATEGORIES = 32
 MISSING = ("nan", "-nan", "na", "n/a", "null", "none", "?", "")
 """Text that stands for a value that is not known, in any case."""
 _BOOLEANS = ({"false", "true"}, {"no", "yes"}, {"f", "t"}, {"n", "y"})
+"""Pairs of words; of a letter alone, such as the F of a sex, nobody knows which pair it is of."""
 _DATE = r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2}))([T ].*)?$"
 _ID_NAME = re.compile(r"(^|[_\W])(id|uuid|guid)$|[a-z]I[Dd]$", re.IGNORECASE)
 
@@ -111,8 +112,14 @@ class Columns:
                 for name in frame.columns
             )
         )
-        if not columns.features:
+        features = columns.features
+        if not features:
             raise InputError(f"{place}: no column has values to learn from; add a column of features.")
+        if twice := next((name for i, name in enumerate(features) if name in features[:i]), None):
+            raise InputError(
+                f"{place}: has a column {twice!r}, and a category that has an indicator of this name; "
+                "rename one."
+            )
         return columns
 
     @property
@@ -125,7 +132,7 @@ class Columns:
         """Names of the numbers that a row becomes."""
         return [feature for column in self.columns for feature in column.features]
 
-    def encode(self, frame: pl.DataFrame, refuse: Refuse | None = None) -> np.ndarray:
+    def encode(self, frame: pl.DataFrame, refuse: Refuse | None = None, *, place: object = "X") -> np.ndarray:
         """Turn rows into numbers, shape (n, D), float64, NaN where a value is missing.
 
         Parameters
@@ -134,9 +141,24 @@ class Columns:
             With these columns, by name.
         refuse : callable, optional
             What to raise for text among numbers, infinities and the like; by default a plain InputError.
+        place : object
+            The file, for messages.
+
+        Raises
+        ------
+        InputError
+            A column holds dates, lists or the like, or a cell is refused.
         """
         refuse = refuse or _refuse
         used = [column for column in self.columns if column.is_used]
+        for column in used:
+            dtype = frame[column.name].dtype
+            if not (dtype.is_numeric() or dtype in (pl.Boolean, pl.String, pl.Null)):
+                expected = "text" if column.kind == "category" else "numbers"
+                raise InputError(
+                    f"{place}, column {column.name!r}: holds {dtype}, but the model was fitted on "
+                    f"{expected}; convert it."
+                )
         return np.concatenate([_encoded(frame[column.name], column, refuse) for column in used], axis=1)
 
     def unknown(self, frame: pl.DataFrame) -> dict[str, set[str]]:
@@ -246,7 +268,8 @@ def _inferred(series: pl.Series, place: object) -> Column:
         _refuse_dates(known, place)
     counts = known.value_counts().sort(["count", name], descending=[True, False])
     values = counts[name].to_list()
-    if any({value.lower() for value in values} <= pair for pair in _BOOLEANS):
+    words = {value.lower() for value in values}
+    if any(words <= pair and (words == pair or len(max(words)) > 1) for pair in _BOOLEANS):
         return Column(name, "boolean")
     if len(values) == len(known) > MAX_CATEGORIES:
         return Column(name, "distinct")

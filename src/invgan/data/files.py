@@ -43,9 +43,10 @@ def readable(place: object, kind: str) -> Iterator[None]:
         raise
     except Exception as error:  # decoders raise nearly anything on hostile bytes
         reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-        raise InputError(
-            f"{place}: cannot be read as {kind} ({reason}); it may be truncated or damaged, replace it."
-        ) from error
+        advice = "it may be truncated or damaged, replace it"
+        if "UTF-8" in kind and "utf" in reason.lower():
+            advice = "save it as UTF-8"
+        raise InputError(f"{place}: cannot be read as {kind} ({reason}); {advice}.") from error
 
 
 def require_file(path: Path) -> bytes:
@@ -181,6 +182,9 @@ def _frame(table: pyarrow.Table) -> pl.DataFrame:
     table = table.replace_schema_metadata()
     table.validate(full=True)
     str(table.schema)  # decodes every name: polars takes for granted that they are UTF-8
+    for i, field in enumerate(table.schema):
+        if pyarrow.types.is_decimal256(field.type):  # polars panics on it
+            table = table.set_column(i, field.name, table[i].cast(pyarrow.float64()))
     return pl.DataFrame(pl.from_arrow(table))
 
 

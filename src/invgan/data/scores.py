@@ -38,16 +38,22 @@ class Scores:
         Conformal p-values; small for anomalies.
     is_anomaly : numpy.ndarray of bool, shape (n,)
         The decisions at the model's threshold.
+    typical_of_missing : numpy.ndarray of float64, shape (n,), optional
+        Nats that a row's missing values have in a typical row; by default nothing is missing.
     """
 
     log_prob: np.ndarray
     p_value: np.ndarray
     is_anomaly: np.ndarray
+    typical_of_missing: np.ndarray | float = 0.0
 
     @property
     def anomaly_score(self) -> np.ndarray:
-        """The surprisal −log p(x) in nats, shape (n,): higher = more anomalous, and a function of x alone."""
-        return -self.log_prob
+        """The surprisal −log p(x) in nats, shape (n,): higher = more anomalous, and a function of x alone.
+
+        Of a row with gaps −log p of the values that it has, less what the others have in a typical row.
+        """
+        return -(self.log_prob + self.typical_of_missing)
 
 
 class Counts(NamedTuple):

@@ -1,7 +1,10 @@
 """Tables from CSV, Parquet and NumPy files, as numbers."""
 
 import csv
+import io
+import itertools
 import os
+import sys
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -98,6 +101,8 @@ class _Source:
     """Labels that lie beside the table."""
     label: str | None = None
     """The column of labels, if they are one."""
+    has_own_names: bool = True
+    """Whether the columns' names are the file's, not made up by the reader."""
     renamed: dict[str, str] = field(default_factory=dict)
     """What to call columns that are known by their position."""
     refuse_ragged: Callable[[], None] = lambda: None
@@ -107,11 +112,6 @@ class _Source:
     def features(self) -> list[str]:
         """The other columns."""
         return [name for name in self.names if name != self.label]
-
-    @property
-    def has_own_names(self) -> bool:
-        """Whether the columns' names are the file's, not a reader's."""
-        return self.names != [f"x{i}" for i in range(len(self.names))]
 
 
 def read_table(
@@ -372,6 +372,8 @@ def _open(path: Path, label: str | None, columns: Columns | Infer | None) -> _So
         source = replace(source, label=label)
     if isinstance(columns, Infer):
         for name in columns.drop:
+            if name == source.label:
+                raise InputError(f"{path}: column {name!r} is the label, and is left out as it is.")
             if name not in source.features:
                 raise InputError(f"{path}: has no column {name!r} to drop; it has {listed(source.names)}.")
     if not source.features:
@@ -380,10 +382,14 @@ def _open(path: Path, label: str | None, columns: Columns | Infer | None) -> _So
 
 
 def _matched(source: _Source, columns: Columns) -> _Source:
-    """Find the given columns in the file: by name where both have names, otherwise by position."""
+    """Find the given columns in the file: by name where both have names, otherwise by position.
+
+    Names such as x0 may be a file's own. They were, if one of them stands on both sides.
+    """
     found, expected = source.features, columns.names
     unused = tuple(column.name for column in columns.columns if not column.is_used)
-    if source.has_own_names and columns.names != [f"x{i}" for i in range(len(expected))]:
+    named = not (is_made_up(found) or is_made_up(expected)) or not {*found}.isdisjoint(expected)
+    if source.has_own_names and named:
         for name in expected:
             if name not in found and name not in unused:
                 raise InputError(
@@ -403,6 +409,11 @@ def _matched(source: _Source, columns: Columns) -> _Source:
             "give data of the same form."
         )
     return replace(source, renamed=dict(zip(found, expected, strict=True)))
+
+
+def is_made_up(names: Sequence[str]) -> bool:
+    """Whether columns are called as a reader calls those without names."""
+    return list(names) == [f"x{i}" for i in range(len(names))]
 
 
 def _require_rows(source: _Source, n_rows: int, min_rows: int) -> None:
@@ -464,7 +475,7 @@ def _table(
     def refuse(row: int, name: str, found: object, value: float) -> NoReturn:
         _refuse_cell(source.path, numbers[row], f"column {name!r}", found, value)
 
-    X = columns.encode(features, refuse)
+    X = columns.encode(features, refuse, place=source.path)
     return Table(X, columns.features, None, source.path, columns, columns.unknown(features))
 
 
@@ -489,6 +500,7 @@ def _open_csv(path: Path, label: str | None) -> _Source:
             names,
             4 * path.stat().st_size,
             lambda _: _csv_frames(path, names, header),
+            has_own_names=header,
             refuse_ragged=cache(partial(_refuse_ragged, path)),
         )
 
@@ -507,8 +519,16 @@ def _csv_frames(path: Path, names: list[str], header: bool) -> Iterator[pl.DataF
                 _refuse_ragged(path)
                 raise
             frame.columns = names
-            yield frame
+            yield frame if len(names) == 1 else _without_blank_lines(path, frame, piece, n_skipped)
             n_skipped = 0
+
+
+def _without_blank_lines(path: Path, frame: pl.DataFrame, piece: bytes, n_skipped: int) -> pl.DataFrame:
+    """Drop the rows that Polars makes of blank lines, which look like those of empty cells alone."""
+    if not frame.select(pl.all_horizontal(pl.all().is_null())).to_series().any():
+        return frame
+    records = _records(path, io.StringIO(piece.decode(), newline=""))
+    return frame.filter(pl.Series([bool(fields) for _, fields in records][n_skipped:]))
 
 
 def _csv_pieces(path: Path) -> Iterator[bytes]:
@@ -564,7 +584,7 @@ def _open_numpy(path: Path, label: str | None) -> _Source:
                 numbers = block.astype(np.float64)
             yield pl.DataFrame(numbers, schema=names)
 
-    source = _Source(path, names, 3 * 8 * shape[0] * shape[1], frames)
+    source = _Source(path, names, 3 * 8 * shape[0] * shape[1], frames, has_own_names=False)
     y_name = label or "y"
     if y_name not in headers or y_name == name:
         return source
@@ -637,8 +657,9 @@ def _refuse_cell(path: Path, row: int, column: str, found: object, value: float)
         trouble = f"found {value:g}, above {LIMIT:g} in size; rescale the column"
     line = ""
     if path.suffix.lower() == ".csv":
-        _, header = _csv_names(path)
-        line = f" (line {next(line for i, (line, _) in enumerate(_csv_records(path)) if i == row + header)})"
+        names, header = _csv_names(path)
+        starts = (line for line, fields in _csv_records(path) if fields or len(names) == 1)
+        line = f" (line {next(itertools.islice(starts, row + header, None))})"
     raise InputError(f"{path}, row {row + 1}{line}, {column}: {trouble}.")
 
 
@@ -649,7 +670,8 @@ def _csv_names(path: Path) -> tuple[list[str], bool]:
         raise InputError(f"{path}: line 1 is blank, expected column names or numbers; remove the line.")
     if len(first) == 1 and any(separator in first[0] for separator in ";\t"):
         raise InputError(f"{path}: fields are not separated by commas; save it as comma-separated values.")
-    header = not all(_is_number(field) for field in first)
+    values = [field for field in first if field.strip().lower() not in MISSING]
+    header = not values or not all(_is_number(field) for field in values)
     names = [field.strip() for field in first] if header else [f"x{i}" for i in range(len(first))]
     _check_names(path, names)
     return names, header
@@ -658,11 +680,23 @@ def _csv_names(path: Path) -> tuple[list[str], bool]:
 def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
     """Yield every record of a CSV file with the line on which it starts."""
     with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file)
-        line = 1
-        for fields in reader:
-            yield line, fields
-            line = reader.line_num + 1
+        yield from _records(path, file)
+
+
+def _records(path: Path, text: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
+    reader, line = csv.reader(text), 1
+    while True:
+        limit = csv.field_size_limit(sys.maxsize)  # one for the whole process, and too short for notes
+        try:
+            fields = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"{path}, line {reader.line_num}: {error}; correct the line.") from error
+        finally:
+            csv.field_size_limit(limit)
+        yield line, fields
+        line = reader.line_num + 1
 
 
 def _refuse_ragged(path: Path) -> None:

@@ -233,6 +233,11 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         omitted = self._own_components(len(rows))
         return self._log_likelihood(rows, self._choice("method"), Search(), omitted=omitted).values
 
+    def _typical_of_missing(self, rows: Tensor) -> np.ndarray:
+        if rows.dtype == torch.uint8 or not rows.isnan().any():
+            return np.zeros(len(rows))
+        return (rows.isnan().flatten(1).double() @ self.typical_.cpu()).numpy()
+
     def _judge_features(
         self, rows: Tensor, *, typical: Tensor | None = None, omitted: Tensor | None = None
     ) -> "_Judged":

@@ -1,6 +1,7 @@
 """What every detector shares: checked input, held-out calibration, decisions, and the model file."""
 
 import copy
+import importlib
 import math
 import warnings
 from abc import ABC, abstractmethod
@@ -155,6 +156,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         """Score the raw calibration rows as if each were new."""
         return self._score_rows(rows)
 
+    def _typical_of_missing(self, rows: Tensor) -> np.ndarray:
+        """What :meth:`typical_of_missing` says of raw rows."""
+        return np.zeros(len(rows))
+
     @abstractmethod
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Return what a fitted model is made of: plain JSON values, and tensors."""
@@ -184,12 +189,16 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         self._validate_params()
         self.columns_ = None
         rows = self._check_rows(X, fitting=True, missing=self._marginalises)
+        self._refuse_empty_columns(rows)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         split = Split.draw(len(rows), seed)
         kept = self._presumed_normal(rows, split, seed)
         self.trimmed_, split = np.flatnonzero(~kept), split.where(kept)
         self._fit_rows(_completed(rows, split.training), split, seed)
-        self.calibration_scores_ = self._score_calibration(rows[split.calibration])
+        calibration = rows[split.calibration]
+        self.calibration_scores_ = self._score_calibration(calibration) + self._typical_of_missing(
+            calibration
+        )
         return self.set_threshold(self.false_positive_rate)
 
     def _presumed_normal(self, rows: Tensor, split: Split, seed: int) -> np.ndarray:
@@ -242,12 +251,27 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         check_is_fitted(self)
         return self._score_rows(self._check_rows(X, fitting=False, missing=self._marginalises))
 
+    def typical_of_missing(self, X: Any) -> np.ndarray:
+        """Return the nats that a row's missing values have in a typical row, shape (n,).
+
+        A density of fewer features has another unit, and cannot be compared with one of all. Added to the
+        score this makes rows with other gaps, or none, comparable: p-values and decisions are by the sum.
+        """
+        check_is_fitted(self)
+        return self._typical_of_missing(self._check_rows(X, fitting=False, missing=self._marginalises))
+
+    def _comparable_scores(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        rows = self._check_rows(X, fitting=False, missing=self._marginalises)
+        return self._score_rows(rows) + self._typical_of_missing(rows)
+
     def decision_function(self, X: Any) -> np.ndarray:
         """Return ``score_samples(X) - offset_``, shape (n,): negative for anomalies.
 
-        Where ``offset_`` is −inf, an increasing function of the score that is positive throughout.
+        With :meth:`typical_of_missing` added for rows with gaps. Where ``offset_`` is −inf, an increasing
+        function of the score that is positive throughout.
         """
-        scores = self.score_samples(X)
+        scores = self._comparable_scores(X)
         if math.isfinite(self.offset_):
             return scores - self.offset_
         # With too few calibration rows nothing is flagged: all values are positive, in the scores' order.
@@ -255,7 +279,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
 
     def predict(self, X: Any) -> np.ndarray:
         """Return +1 for normal rows and -1 for anomalies, shape (n,)."""
-        return np.where(self.score_samples(X) < self.offset_, -1, 1)
+        return np.where(self._comparable_scores(X) < self.offset_, -1, 1)
 
     def p_values(self, X: Any) -> np.ndarray:
         r"""Return conformal p-values, shape (n,): small for anomalies.
@@ -263,9 +287,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         .. math:: p(x) = \frac{1 + \#\{j : s_j \le s(x)\}}{m + 1}
 
         with the scores :math:`s_j` of the m calibration rows. A new normal row has
-        :math:`P(p \le \alpha) \le \alpha` for every :math:`\alpha`.
+        :math:`P(p \le \alpha) \le \alpha` for every :math:`\alpha`, if its values are missing as theirs
+        are; other gaps are made up for by :meth:`typical_of_missing`, which is no guarantee.
         """
-        return conformal_p_values(self.score_samples(X), self.calibration_scores_)
+        return conformal_p_values(self._comparable_scores(X), self.calibration_scores_)
 
     def save(self, path: str | Path) -> None:
         """Write the fitted model to a folder of safetensors and JSON, atomically.
@@ -355,11 +380,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
                 return X
             self.columns_ = Columns.infer(frame, "X")
         else:
-            if self.columns_ is None or set(getattr(X, "columns", ())) == set(self.columns_.features):
-                return X  # as it was encoded by whoever read it
-            frame = mixed_frame(X)
-            if frame is None:
-                return X
+            frame = None if self.columns_ is None else mixed_frame(X)
+            if frame is None or self.columns_ is None:
+                return X  # numbers, perhaps as they were encoded by whoever read them
             owner = type(self).__name__
             for column in self.columns_.columns:
                 if column.is_used and column.name not in frame.columns:
@@ -368,6 +391,18 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
                 if name not in self.columns_.names:
                     raise InputError(f"X has the column {name!r}, which {owner} was not fitted on; drop it.")
         return pl.DataFrame(self.columns_.encode(frame, _refuse_cell), schema=self.columns_.features)
+
+    def _refuse_empty_columns(self, rows: Tensor) -> None:
+        if not rows.is_floating_point() or rows.ndim != 2:
+            return
+        empty = rows.isnan().all(0)
+        if empty.any():
+            column = int(empty.int().argmax())
+            names = getattr(self, "feature_names_in_", None)
+            where = column if names is None else repr(str(names[column]))
+            raise InputError(
+                f"X has no value in column {where} of the rows to learn from; leave the column out."
+            )
 
     def _check_values(self, rows: np.ndarray, *, missing: bool) -> None:
         usable = np.abs(rows) <= LARGEST_VALUE  # False for NaN
@@ -468,6 +503,10 @@ def load(path: str | Path) -> AnomalyDetector:
         parameters = {
             name: math.inf if value == INFINITE else value for name, value in metadata["parameters"].items()
         }
+        if metadata["detector"] not in AnomalyDetector._registry:
+            importlib.import_module(
+                "invgan.density"
+            )  # whose models enlist themselves; nobody else needs them
         detector = AnomalyDetector._registry[metadata["detector"]](**parameters)
         detector._validate_params()
         detector.data_shape_ = tuple(int(side) for side in metadata["data_shape"])
@@ -479,6 +518,8 @@ def load(path: str | Path) -> AnomalyDetector:
             detector.feature_names_in_ = np.array(names, dtype=object)
         columns = metadata.get("columns")  # models of before have none
         detector.columns_ = None if columns is None else Columns.from_json(columns)
+        if detector.columns_ is not None and len(detector.columns_.features) != detector.n_features_in_:
+            raise ValueError(f"its columns make {len(detector.columns_.features)} numbers of a row")
         detector.calibration_scores_ = tensors.pop("calibration_scores").numpy()
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():

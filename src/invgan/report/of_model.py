@@ -37,7 +37,9 @@ def likelihood_of(detector: InvGAN) -> str:
     return str(detector._choice("method"))
 
 
-def judge(detector: AnomalyDetector, log_prob: np.ndarray) -> Scores:
+def judge(
+    detector: AnomalyDetector, log_prob: np.ndarray, typical_of_missing: np.ndarray | float = 0.0
+) -> Scores:
     """Turn log-likelihoods into p-values and decisions, without scoring the rows again.
 
     Parameters
@@ -46,16 +48,20 @@ def judge(detector: AnomalyDetector, log_prob: np.ndarray) -> Scores:
         Fitted.
     log_prob : numpy.ndarray of shape (n,)
         ``detector.score_samples(X)``.
+    typical_of_missing : numpy.ndarray of shape (n,), optional
+        ``detector.typical_of_missing(X)``; by default nothing is missing.
 
     Returns
     -------
     Scores
         ``p_value`` equals ``detector.p_values(X)``, ``is_anomaly`` equals ``detector.predict(X) == -1``.
     """
+    comparable = log_prob + typical_of_missing
     return Scores(
         log_prob=log_prob,
-        p_value=conformal_p_values(log_prob, detector.calibration_scores_),
-        is_anomaly=log_prob < detector.offset_,
+        p_value=conformal_p_values(comparable, detector.calibration_scores_),
+        is_anomaly=comparable < detector.offset_,
+        typical_of_missing=typical_of_missing,
     )
 
 
@@ -162,7 +168,7 @@ def report_content(
     detector : InvGAN
         Fitted.
     blocks : iterable of (rows (b, D) or (b, C, H, W), log_prob (b,))
-        The n rows in order, and what ``detector.score_samples`` says of them.
+        The n rows in order, and ``detector.score_samples`` of them, to which ``typical_of_missing`` is added.
     title, source : str
         The heading, and where the rows come from.
     labels : numpy.ndarray of shape (n,), optional
