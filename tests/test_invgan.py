@@ -1059,6 +1059,16 @@ def test_planted_anomalies_are_exactly_the_rows_left_out_and_have_no_part_in_the
     assert len(first.calibration_scores_) == 18
 
 
+def test_rows_with_gaps_are_not_trimmed_for_their_columns_units():
+    X = correlated()
+    X[40:50, 2] = np.nan
+    planted = [3, 60]
+    X[planted] += 2
+    for unit in (1e-30, 1e15):  # 69 nats, and −35, a value
+        detector = InvGAN(trim=2 / 101, max_steps=20, random_state=0).fit(X * [1, 1, unit, 1])
+        np.testing.assert_array_equal(detector.trimmed_, planted)
+
+
 def test_without_trimming_every_row_is_kept():
     X = np.random.default_rng(0).normal(size=(60, 3))
     plain, none = (InvGAN(max_steps=20, random_state=0, trim=c).fit(X) for c in (0.0, 0.02))

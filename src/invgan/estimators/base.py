@@ -218,7 +218,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             model = self._copy_for_trimming()
             model._fit_rows(completed, replace(half, calibration=half.calibration[:0]), seed)
             unseen = np.concatenate([other.learned, other.calibration])
-            scores[unseen] = model._score_rows(rows[unseen])
+            scores[unseen] = model._score_rows(rows[unseen]) + model._typical_of_missing(rows[unseen])
         kept = scores >= np.sort(scores[split.learned])[n_trimmed]
         for part in (split.training, split.validation, split.calibration):
             kept[part[scores[part].argmax()]] = True  # a part of a few rows may have none otherwise
