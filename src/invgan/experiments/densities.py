@@ -6,6 +6,7 @@ tables of ADBench, their normal rows only, one half to train and one to test.
 """
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -56,10 +57,7 @@ def run(*, quick: bool = False, out: Path = Path("results"), seeds: tuple[int, .
         points,
         title=f"Density models: nats short of the true log-density ({N_ROWS:,} training rows), and nats "
         "per row of real tables",
-        table={
-            "columns": ["model", *(_title(name) for name in sets)],
-            "rows": [[model, *(_cell(points, name, model) for name in sets)] for model in MODELS],
-        },
+        table=table(points, sets),
         note=(
             "Sets in the plane: mean of log p_true − log p over new rows, ± its standard error; 0 is "
             "perfect, lower is better. Tables: mean log p of test rows, in nats of the table's own units; "
@@ -67,6 +65,14 @@ def run(*, quick: bool = False, out: Path = Path("results"), seeds: tuple[int, .
             "those of the splines were compared on the checkerboard, with other draws."
         ),
     )
+
+
+def table(points: Sequence[Point], sets: Sequence[str]) -> dict[str, Any]:
+    """Set out what was measured; a cell is empty where nothing was yet."""
+    return {
+        "columns": ["model", *(_title(name) for name in sets)],
+        "rows": [[model, *(_cell(points, name, model) for name in sets)] for model in MODELS],
+    }
 
 
 def _measure(quick: bool, dataset: str, model: str, seed: int) -> Point:
@@ -121,8 +127,10 @@ def _title(name: str) -> str:
     return name.rpartition("_")[2]
 
 
-def _cell(points: list[Point], name: str, model: str) -> str:
+def _cell(points: Sequence[Point], name: str, model: str) -> str:
     chosen = [point for point in points if (point["dataset"], point["model"]) == (name, model)]
+    if not chosen:
+        return ""
     if "short" not in chosen[0]:
         return f"{np.mean([point['log_density'] for point in chosen]):.3f}"
     short, error = (np.mean([point[key] for point in chosen]) for key in ("short", "error"))
