@@ -1204,3 +1204,33 @@ def test_a_table_whose_words_became_numbers_alone_is_scored_as_it_was_fitted():
     detector = fitted(X, max_steps=5)
     as_numbers = X.assign(fever=(X["fever"] == "yes").astype(float))
     assert np.array_equal(detector.score_samples(X), detector.score_samples(as_numbers))
+
+
+def test_eq_4_of_rows_with_gaps_is_compared_as_it_is():
+    X, new = correlated(), correlated(40, seed=7)
+    new[:, 1] = np.nan
+    units = np.array([1.0, 1e6, 1.0, 1.0])
+    one, other = (fitted(rows, max_steps=50, method="riemannian") for rows in (X, X * units))
+    assert (one.typical_of_missing(new) == 0).all()
+    np.testing.assert_allclose(
+        other.decision_function(new * units) - other.score_samples(new * units), -other.offset_, rtol=1e-9
+    )
+
+
+def test_where_the_surface_is_flat_a_row_is_not_normal():
+    X = np.random.default_rng(0).random((60, 1, 8, 8)).astype(np.float32)
+    detector = fitted(X, preset="paper", max_steps=5, batch_size=16, latent_dim=4)
+    far = (1e5 * X[:3]).astype(np.float32)
+    found = detector.log_likelihood(far, "riemannian")
+    assert np.isfinite(found.values).all()
+    assert found.diagnostics["rank_deficient"].all()
+    assert (found.values < detector.offset_).all()
+
+
+def test_a_far_value_beside_bent_columns_has_an_eq_4():
+    rng = np.random.default_rng(0)
+    X = np.c_[rng.lognormal(size=(200, 2)), rng.normal(size=(200, 2))]
+    detector = fitted(X, unskew=True, method="riemannian", max_steps=50)
+    far = X[:3].copy()
+    far[1, 2] = 1e10
+    assert np.isfinite(detector.score_samples(far)).all()

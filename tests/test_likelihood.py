@@ -343,6 +343,18 @@ def test_degenerate_tables_give_finite_densities(spoil):
     assert mixture.log_prob(torch.cat([mixture.centers, random(5, 5)])).isfinite().all()
 
 
+def test_among_repeated_rows_the_noise_is_no_rounding_error():
+    rng = np.random.default_rng(0)
+    profiles, free = rng.normal(size=(24, 10)), rng.normal(size=(40, 10))
+    rows = torch.from_numpy(np.concatenate([profiles[rng.integers(24, size=360)], free]))
+    mixture = TangentMixture(rows, random(400, 2), Curved(10))
+    scale = mixture.tangents.scale
+    assert scale.min() > 1e-5 * scale.max()
+    mixture.fit_bandwidths(seed=0)
+    near = torch.from_numpy(profiles + 1e-7)
+    assert torch.allclose(mixture.log_prob(near), mixture.log_prob(torch.from_numpy(profiles)), atol=1e-3)
+
+
 def test_fewer_rows_than_folds_are_refused():
     with pytest.raises(ValueError, match=r"^bandwidths need at least 5 rows, got 4\.$"):
         curved_mixture(4).fit_bandwidths(seed=0)

@@ -421,6 +421,11 @@ def test_a_batch_larger_than_the_rows_is_refused():
     )
 
 
+def test_more_processes_than_rows_are_refused():
+    with pytest.raises(InputError, match=r"^The 'processes' parameter must be at most .* rows, 6\. Got 8 "):
+        fit(Line(), rows=ROWS[:6], batch_size=0, machine=Machine("cpu", processes=8))
+
+
 def test_a_batch_that_processes_cannot_share_evenly_is_refused():
     with pytest.raises(InputError) as raised:
         fit(Line(), batch_size=9, machine=Machine("cpu", processes=2))

@@ -137,7 +137,10 @@ class UnskewedScaling(AffineScaling):
     def inverse(self, scaled: Tensor) -> Tensor:
         """Return scaled rows to the user's units."""
         t = super().inverse(scaled)
-        return torch.where(self.width > 0, self.center + self.width * t.sinh(), t).to(scaled.dtype)
+        # Far beyond all data: a generator's guess there must not overflow.
+        return torch.where(self.width > 0, self.center + self.width * t.clamp(-300, 300).sinh(), t).to(
+            scaled.dtype
+        )
 
 
 FEWEST_VALUES = 10

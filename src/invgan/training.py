@@ -255,6 +255,11 @@ def _check_sizes(n_rows: int, schedule: Schedule, machine: Machine) -> None:
             f"The 'batch_size' parameter must be at most the number of training rows, {n_rows}. "
             f"Got {schedule.batch_size} instead."
         )
+    if machine.processes > n_rows:
+        raise InputError(
+            f"The 'processes' parameter must be at most the number of training rows, {n_rows}. "
+            f"Got {machine.processes} instead."
+        )
     if schedule.batch_size % machine.processes:
         raise InputError(
             "The 'batch_size' parameter must be a multiple of the number of processes, "

@@ -51,6 +51,8 @@ SEARCH_BLOCK = 16
 """Rows whose modes are searched for together: all wait for the slowest, and samples make them many anyway."""
 MAX_TYPICAL = 64
 """Held-out rows over which a feature's typical log-density is averaged, at most."""
+LARGEST_LOG_PROB = 1e18
+"""Stands, with a minus, for Eq. 4 where its determinant is zero and its density would be infinite."""
 MAX_STD = 10.0
 """Largest σ, in units of the scaled data, whose own spread is about one."""
 
@@ -234,7 +236,8 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         return self._log_likelihood(rows, self._choice("method"), Search(), omitted=omitted).values
 
     def _typical_of_missing(self, rows: Tensor) -> np.ndarray:
-        if rows.dtype == torch.uint8 or not rows.isnan().any():
+        # Eq. 4's is a density on a surface of as many dimensions, whatever is missing.
+        if rows.dtype == torch.uint8 or not rows.isnan().any() or self._choice("method") == "riemannian":
             return np.zeros(len(rows))
         return (rows.isnan().flatten(1).double() @ self.typical_.cpu()).numpy()
 
@@ -480,6 +483,8 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         scale = (-self.scaling_.log_derivative(on_surface)).exp()
         seen = scale if observed is None else scale * observed
         values, at = riemannian(self.model_.stochastic_generator, z, scale=seen)
+        # Where g and σ are flat to the last digit, far from all data, the surface has no volume.
+        values = values.where(values < torch.inf, -LARGEST_LOG_PROB)
         condition = at.singular_values[:, 0] / at.singular_values[:, -1]
         return Estimate(
             values, None, {"condition_number": condition, "rank_deficient": at.rank < self.latent_dim_}

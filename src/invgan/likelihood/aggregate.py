@@ -134,9 +134,10 @@ class TangentMixture(nn.Module):
         n_neighbours = min(N_NEIGHBOURS, len(others) - 1)
         squared = _squared_distances(self.centers[which], self.centers[others])
         squared[which[:, None] == others] = torch.inf
-        distance, nearest = squared.topk(n_neighbours, largest=False)
-        fifth = distance[:, min(NEIGHBOUR_OF_SCALE, n_neighbours) - 1]
-        return Neighbours(others[nearest], fifth / self.centers.shape[1])
+        nearest = others[squared.topk(n_neighbours, largest=False).indices]
+        # Of duplicates the expansion leaves rounding errors where there is nothing.
+        fifth = self.centers[nearest[:, min(NEIGHBOUR_OF_SCALE, n_neighbours) - 1]] - self.centers[which]
+        return Neighbours(nearest, fifth.square().mean(1))
 
     def _vectors(self, which: Tensor, nears: "Sequence[Neighbours]") -> list[Tensor]:
         """T of the rows numbered ``which``, (b, D, 2k), in float64, for each choice of neighbours."""
