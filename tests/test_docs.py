@@ -13,6 +13,7 @@ from sklearn.datasets import load_breast_cancer
 
 from invgan import detectors
 from invgan.cli import main
+from invgan.experiments import densities
 from invgan.estimators import neural
 
 ROOT = Path(__file__).parent.parent
@@ -92,6 +93,16 @@ def test_the_ablation_page_has_the_figures_that_were_measured():
     cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
     measured = json.loads((ROOT / "results" / "ablation.json").read_text())["table"]
     assert cells == [measured["columns"], *measured["rows"]]
+
+
+def test_the_densities_page_has_the_figures_that_were_measured():
+    lines = (ROOT / "docs" / "densities.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| model | two-moons"))
+    end = lines.index("", start)
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[start:end]]
+    points = json.loads((ROOT / "results" / "densities.json").read_text())["points"]
+    measured = densities.table(points, (*densities.TOYS, *densities.TABLES))
+    assert [cells[0], *cells[2:]] == [measured["columns"], *measured["rows"]]
 
 
 @pytest.mark.filterwarnings("ignore")
