@@ -13,8 +13,8 @@ from sklearn.datasets import load_breast_cancer
 
 from invgan import detectors
 from invgan.cli import main
-from invgan.experiments import densities
 from invgan.estimators import neural
+from invgan.experiments import densities
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
