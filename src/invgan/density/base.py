@@ -159,7 +159,7 @@ class DensityEstimator(NeuralDetector):
     # ---------------------------------------------------------------- fitting
 
     def _check_rows(self, X: Any, *, fitting: bool, missing: bool = False) -> Tensor:
-        levels = np.asarray(X) if np.ndim(X) == 4 else None
+        levels = np.asarray(X) if getattr(X, "ndim", None) == 4 else None
         if levels is not None and levels.dtype.kind in "iu" and levels.dtype != np.uint8 and levels.size:
             if levels.min() < 0 or levels.max() > 255:
                 raise InputError(
