@@ -697,8 +697,10 @@ def _named(X: "np.ndarray", rows: "Table | Images") -> Any:
 
 def _own_names(rows: "Table | Images") -> list[str] | None:
     """The columns' names, unless a reader made them up."""
+    from invgan.data.tables import is_made_up
+
     names: list[str] | None = getattr(rows, "feature_names", None)
-    return None if names is None or names == [f"x{i}" for i in range(len(names))] else names
+    return None if names is None or is_made_up(names) else names
 
 
 def _judge(detector: "InvGAN", rows: "Table | Images", data: Path) -> "Scores":

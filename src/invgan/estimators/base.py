@@ -504,9 +504,8 @@ def load(path: str | Path) -> AnomalyDetector:
             name: math.inf if value == INFINITE else value for name, value in metadata["parameters"].items()
         }
         if metadata["detector"] not in AnomalyDetector._registry:
-            importlib.import_module(
-                "invgan.density"
-            )  # whose models enlist themselves; nobody else needs them
+            # Its models enlist themselves; it stands above this module, and no other detector needs it.
+            importlib.import_module("invgan.density")
         detector = AnomalyDetector._registry[metadata["detector"]](**parameters)
         detector._validate_params()
         detector.data_shape_ = tuple(int(side) for side in metadata["data_shape"])

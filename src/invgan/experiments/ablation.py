@@ -120,7 +120,7 @@ def run(
     ]
     record = Record(out / "ablation.json", {"tables": tables, "quick": quick}, seeds, quick)
     points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
-    return record.finish(
+    return record.write(
         points,
         title=f"What each ingredient is worth, {len(tables)} tables of ADBench",
         table={

@@ -91,7 +91,7 @@ def run(
     points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
     chosen = [name for name in known if any(system == name for _, system in fits)]
     areas, precisions, seconds = (_means(points, chosen, tables, key) for key in ("auroc", "ap", "total"))
-    results = record.finish(
+    results = record.write(
         points,
         title=f"ADBench, {len(tables)} tables",
         table={

@@ -76,7 +76,7 @@ def run(
         for seed, share, table, system in itertools.product(seeds, shares, tables, (*OURS, *THEIRS))
     ]
     points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
-    results = record.finish(
+    results = record.write(
         points,
         title=f"Decisions on {len(tables)} tables, {len(seeds)} seed{'s' * (len(seeds) > 1)}",
         table={

@@ -53,7 +53,7 @@ def run(*, quick: bool = False, out: Path = Path("results"), seeds: tuple[int, .
     ]
     record = Record(out / "densities.json", {"rows": N_ROWS, "quick": quick}, seeds, quick)
     points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
-    return record.finish(
+    return record.write(
         points,
         title=f"Density models: nats short of the true log-density ({N_ROWS:,} training rows), and nats "
         "per row of real tables",

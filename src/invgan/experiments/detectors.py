@@ -78,7 +78,7 @@ def run(
     ]
     record = Record(out / "detectors.json", {"quick": quick}, seeds, quick)
     points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
-    return record.finish(
+    return record.write(
         points,
         title=f"Each detector learns: AUROC, mean ± std over {len(seeds)} seed(s)",
         table=table(points),

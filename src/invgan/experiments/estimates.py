@@ -157,7 +157,7 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
         next(point for point in points if point["part"] == part) for part in parts
     )
     reduced = not quick and device == "cpu"
-    results = record.finish(
+    results = record.write(
         points,
         title="Estimates of log p(x), in nats",
         table={

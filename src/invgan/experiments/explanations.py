@@ -78,7 +78,7 @@ def run(
     keys = [{"table": table, "seed": seed} for seed, table in itertools.product(seeds, tables)]
     record = Record(out / "explanations.json", settings, seeds, quick)
     points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
-    return record.finish(
+    return record.write(
         points,
         title=f"Planted anomalies explained, {len(tables)} tables, {len(seeds)} seed"
         + "s" * (len(seeds) > 1),

@@ -157,7 +157,7 @@ def run(
     # These networks are too small for more than one thread each: the cores take one fit each instead.
     measure = functools.partial(_measure, settings["steps"], settings["shown"])
     points = record.collect(keys, measure, processes=cores(quick=quick))
-    results = record.finish(
+    results = record.write(
         points,
         title=f"Figure 2: log-likelihoods beside Eq. 4's true one, and beside the true log p(x) in R^6 "
         f"({N_DENSITY_ROWS:,} test rows; InvGAN's Eq. 4: {N_ROWS:,})",

@@ -87,7 +87,7 @@ def run(*, quick: bool = False, out: Path = Path("results"), seed: int = 0) -> d
         lambda latent_dim: _measure(latent_dim, training, test, setting, device, seed),
     )
     reduced = setting != SETTINGS["cuda"]
-    results = record.finish(
+    results = record.write(
         points,
         title=f"Figure 3: MNIST, {setting.steps:,} steps of {setting.batch_size}, "
         f"{setting.test_rows:,} test images; mean ± standard error, nats",

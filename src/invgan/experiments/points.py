@@ -65,12 +65,8 @@ class Record:
         missing = [key for key in keys if not any(_is_at(key, point) for point in points)]
         for key, measured in _measure_all(missing, measure, processes):
             points.append({**key, **measured, "commit": COMMIT})
-            self._write(points, complete=False)
+            self.write(points, complete=False)
         return [point for key in keys for point in points if _is_at(key, point)]
-
-    def finish(self, points: list[Point], *, complete: bool = True, **found: Any) -> dict[str, Any]:
-        """Write all points and what was found by them, and return what the file holds."""
-        return self._write(points, complete=complete, **found)
 
     def unfinished(self) -> list[Point]:
         """Read the points of an earlier run of the same settings that did not get to its end."""
@@ -81,9 +77,11 @@ class Record:
         same = isinstance(earlier, dict) and earlier.get("complete") is False
         return earlier["points"] if same and earlier.get("settings") == settings else []
 
-    def _write(self, points: list[Point], **found: Any) -> dict[str, Any]:
+    def write(self, points: list[Point], *, complete: bool = True, **found: Any) -> dict[str, Any]:
+        """Write the points and what was found by them, and return what the file holds."""
         results = {
             **found,
+            "complete": complete,
             "settings": self.settings,
             "points": points,
             "quick": self.quick,

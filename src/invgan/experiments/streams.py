@@ -44,7 +44,7 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
     settings = {"quick": quick, "threads": torch.get_num_threads()}
     record = Record(out / "streams.json", settings, (0,), quick)
     points = record.collect(keys, functools.partial(_measure, quick))
-    results = record.finish(
+    results = record.write(
         points,
         title=f"Tables of {N_COLUMNS} columns on {torch.get_num_threads()} threads",
         table={

@@ -178,7 +178,7 @@ def run(
     record = Record(out / f"table1-{data}.json", settings, setting.seeds, quick)
     points = record.collect(keys, functools.partial(_measure, data, setting), processes=processes)
     spread = "standard deviation over seeds" if len(setting.seeds) > 1 else "standard error over images"
-    results = record.finish(
+    results = record.write(
         points,
         title=f"Table 1, {data}: {setting.training_rows:,} training and {setting.test_rows:,} test images "
         f"of {n_dimensions:,} dimensions; mean ± {spread}",

@@ -176,7 +176,7 @@ def run(
     processes = 1 if device == "cuda" else cores(quick=False)
     points = record.collect(keys, functools.partial(_measure, data, setting), processes=processes)
     shown = ", ".join(CLASSES[data][label] for label in setting.labels)
-    return record.finish(
+    return record.write(
         points,
         title=f"Table 3, {data}: AUROC, mean ± std over classes ({shown})",
         table={

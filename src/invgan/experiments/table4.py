@@ -78,7 +78,7 @@ def run(
     record = Record(out / "table4.json", {"flagged": FLAGGED, "quick": quick}, seeds, quick)
     points = record.collect(keys, functools.partial(_measure, quick), processes=cores(quick=quick))
     columns = ["precision", "recall", "F1", "AUROC", "paper: P, R, F1", "fit, s"]
-    return record.finish(
+    return record.write(
         points,
         title=f"Table 4: Arrhythmia, half train, {FLAGGED:.0%} flagged; mean ± std, {len(seeds)} seeds",
         table={
