@@ -16,9 +16,9 @@ from torch import nn
 import invgan
 from invgan import InputError, TrainingDivergedError, artifact, density
 from invgan.density import variational
-from invgan.density.bijections import ActNorm, Bijection, Chain, Flatten, Logit
+from invgan.density.bijections import ActNorm, Bijection, Chain, Flatten, InvertibleLinear, Logit
 from invgan.density.continuous import Continuous, conv_velocity
-from invgan.density.tabular import _order, autoregressive, import_zuko
+from invgan.density.tabular import SMALLEST_SCALE, _order, autoregressive, coupling, import_zuko
 from invgan.density.variational import FlowVAEModel
 from invgan.likelihood import bits_per_dimension, dequantize
 from invgan.training import Sample
@@ -309,6 +309,30 @@ def test_however_few_units_a_feature_depends_on_those_before_it(index, hidden):
     apart = sum(math.ceil(98 / (width - 1)) for width in hidden)  # one unit's degree from the next's
     assert all(by_place[i, : max(0, i - apart)].all() for i in range(100))
     assert by_place[99, :99].all()
+
+
+@pytest.mark.parametrize("build", [autoregressive, coupling])
+def test_however_far_outside_a_row_a_layer_with_splines_scales_it_within_bounds(build):
+    torch.manual_seed(0)
+    layer = build(4, 0, [16, 16], spline=True).double()
+    for parameter in layer.parameters():
+        parameter.data *= 100
+    row = torch.tensor([3e4, -2e4, 5e4, -1e4], dtype=torch.float64)
+    scales = torch.autograd.functional.jacobian(lambda x: layer(x[None])[0][0], row).diagonal()
+    assert (scales >= SMALLEST_SCALE - 1e-9).all()
+    assert (scales <= 1 / SMALLEST_SCALE + 1e-9).all()
+    assert (scales != 1).any()
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_linear_maps_start_orthogonal_and_those_of_tables_as_permutations(rotated):
+    torch.manual_seed(0)
+    weight = InvertibleLinear(6, rotated=rotated).weight().detach()
+    assert torch.allclose(weight @ weight.T, torch.eye(6), atol=1e-6)
+    assert set(weight.flatten().tolist()) == {0, 1} or rotated
+    glow = model("Glow", max_steps=1, learning_rate=1e-9).fit(bent())
+    layer = next(layer for layer in glow.model_.flow.layers if isinstance(layer, InvertibleLinear))
+    assert layer.weight().detach().abs().round(decimals=6).sum(0).tolist() == [1, 1]
 
 
 def test_made_is_gaussian_given_the_features_before():

@@ -122,7 +122,8 @@ class DensityEstimator(NeuralDetector):
     max_steps, batch_size, learning_rate, patience, false_positive_rate, random_state, device, processes, \
     precision, checkpoint, checkpoint_every, verbose
         Those of :class:`~invgan.InvGAN`; ``max_steps`` is 4,000 by default, ``batch_size`` 512,
-        ``learning_rate`` 1e-3, or 1e-2 for splines.
+        ``learning_rate`` 1e-3, or 1e-2 for splines, and ``patience`` 10: a flow that learns few rows by heart
+        does so in the first tenth of the training.
 
     Attributes
     ----------
@@ -142,6 +143,7 @@ class DensityEstimator(NeuralDetector):
     n_layers: int | None = field(default=None, kw_only=False)
     width: int | None = None
     learning_rate: float | None = None  # type: ignore[assignment]
+    patience: int | None = 10
     model_: FlowModel = field(init=False)
     quantized_: bool = field(init=False)
 

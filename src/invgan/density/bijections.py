@@ -167,23 +167,32 @@ class ActNorm(Bijection):
 
 
 class InvertibleLinear(Bijection):
-    r"""Mix the channels by a matrix :math:`W = P L (U + \mathrm{diag}(\pm e^s))`, a rotation at first.
+    r"""Mix the channels by a matrix :math:`W = P L (U + \mathrm{diag}(\pm e^s))`, at first a random rotation.
 
     P is a fixed permutation, L lower triangular with ones on its diagonal, U strictly upper triangular;
     :math:`\log|\det W| = \sum_i s_i`, times the number of pixels.
 
+    Parameters
+    ----------
+    n_channels : int
+    rotated : bool
+        False: at first a random permutation.
+
     Source
     ------
-    Kingma and Dhariwal (2018), "Glow", section 3.2.
+    Kingma and Dhariwal (2018), "Glow", section 3.2; the permutation is ours.
     """
 
     order: Tensor
     sign: Tensor
 
-    def __init__(self, n_channels: int) -> None:
+    def __init__(self, n_channels: int, *, rotated: bool = True) -> None:
         super().__init__()
-        rotation = torch.linalg.qr(torch.randn(n_channels, n_channels, dtype=torch.float64))[0]
-        permutation, lower, upper = torch.linalg.lu(rotation)
+        if rotated:
+            weight = torch.linalg.qr(torch.randn(n_channels, n_channels, dtype=torch.float64))[0]
+        else:
+            weight = torch.eye(n_channels, dtype=torch.float64)[torch.randperm(n_channels)]
+        permutation, lower, upper = torch.linalg.lu(weight)
         diagonal = upper.diagonal()
         self.register_buffer("order", permutation.argmax(1))
         self.register_buffer("sign", diagonal.sign().float())

@@ -238,9 +238,10 @@ class RealNVP(CouplingFlow):
 class Glow(CouplingFlow):
     """Generative flow: activation normalisation, an invertible linear map, a coupling, again and again.
 
-    The linear maps start as random rotations. Activation normalisation starts from a batch of training rows,
-    before the training. For images the linear map is a 1x1 convolution, couplings are between halves of the
-    channels, and after each scale half of them are done.
+    The linear maps start as random rotations, those of a table as permutations: edges along single columns,
+    as those of a checkerboard, would be hard to find again in a rotated one. Activation normalisation starts
+    from a batch of training rows, before the training. For images the linear map is a 1x1 convolution,
+    couplings are between halves of the channels, and after each scale half of them are done.
 
     Parameters
     ----------
@@ -267,7 +268,7 @@ class Glow(CouplingFlow):
     """
 
     def _before_coupling(self, n_channels: int) -> list[Bijection]:
-        return [ActNorm(n_channels), InvertibleLinear(n_channels)]
+        return [ActNorm(n_channels), InvertibleLinear(n_channels, rotated=len(self.data_shape_) == 3)]
 
     def _is_last(self, shape: tuple[int, int, int]) -> bool:
         return any(side % 4 for side in shape[1:])

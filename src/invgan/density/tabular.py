@@ -14,6 +14,9 @@ from invgan.errors import InputError
 
 N_BINS, BOUND = 8, 3.0
 """Bins of a spline, and where it ends: beyond ±BOUND it is the identity."""
+SMALLEST_SCALE = 0.3
+"""What a layer scales a feature by before its spline, at least; the inverse at most. Of a row far outside,
+where nothing was learned, each layer would otherwise make one a thousand times further outside."""
 
 
 @functools.cache
@@ -135,6 +138,6 @@ def _affine_and_spline(
     """Bring a feature to the spline's range by scale and shift, which reach where the spline does not."""
     transforms = import_zuko().transforms
     return transforms.ComposedTransform(
-        transforms.MonotonicAffineTransform(shift, log_scale),
+        transforms.MonotonicAffineTransform(shift, log_scale, slope=SMALLEST_SCALE),
         transforms.MonotonicRQSTransform(widths, heights, slopes, bound=BOUND),
     )

@@ -293,7 +293,9 @@ def _score(gan: GAN, task: _Task, seed: int) -> tuple[np.ndarray, np.ndarray, Po
 def _fit_rival(name: str, steps: int, seed: int, task: _Task) -> np.ndarray:
     """Train a rival for as many epochs as InvGAN; return log p of the first test rows."""
     n_steps = steps * N_RIVAL_ROWS // (N_ROWS - N_VALIDATION)
-    model = RIVALS[name](spline=False, max_steps=n_steps, batch_size=BATCH_SIZE, random_state=seed)
+    model = RIVALS[name](
+        spline=False, max_steps=n_steps, batch_size=BATCH_SIZE, patience=None, random_state=seed
+    )
     return model.fit(task.rows).score_samples(task.test[:N_DENSITY_ROWS])
 
 
