@@ -108,6 +108,16 @@ def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
 
+def test_latents_have_names_and_come_as_the_table_that_is_asked_for():
+    X = correlated()
+    detector = fitted(X)
+    z, names = detector.transform(X), detector.get_feature_names_out()
+    assert names.tolist() == [f"invgan{i}" for i in range(detector.latent_dim_)]
+    frame = detector.set_output(transform="polars").transform(X)
+    assert frame.columns == names.tolist()
+    assert np.array_equal(frame.to_numpy(), z)
+
+
 def test_a_pipeline_scores_what_its_last_step_scores_on_the_scaled_rows(table):
     X = correlated()
     pipeline = make_pipeline(StandardScaler(), InvGAN(max_steps=20, random_state=0)).fit(X)

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.base import TransformerMixin
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
@@ -86,7 +86,7 @@ class Search(NamedTuple):
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
-class LatentDetector(TransformerMixin, NeuralDetector):
+class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDetector):
     """Base of the estimators that score by a generator's likelihood at z = h(x).
 
     A subclass implements ``_fit_rows``, which builds the model and calls :meth:`_train_and_prepare`, and the
@@ -553,8 +553,12 @@ class LatentDetector(TransformerMixin, NeuralDetector):
         parts = (part.cpu().view(rows.shape) for part in (shares, found.mean, found.std))
         return Explanation(*(part.numpy() for part in parts))
 
+    @property
+    def _n_features_out(self) -> int:
+        return self.latent_dim_  # scikit-learn numbers the latents' names by it
+
     def transform(self, X: Any) -> np.ndarray:
-        """Return the latents h(x), shape (n, d)."""
+        """Return the latents h(x), shape (n, d), or a table of them as ``set_output`` asks."""
         check_is_fitted(self)
         with self._scoring():
             return self._encode(self._check_rows(X, fitting=False, missing=True)).cpu().numpy()
