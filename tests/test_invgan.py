@@ -108,6 +108,17 @@ def test_scikit_learns_checks(estimator, check):
     check(estimator)
 
 
+def test_parameters_set_after_the_fit_wait_for_the_next_one(tmp_path):
+    X = correlated()
+    detector = fitted(X)
+    scores = detector.score_samples(X)
+    detector.set_params(method="joint", preset="paper", n_centers=7).save(tmp_path / "model")
+    assert np.array_equal(detector.score_samples(X), scores)
+    assert np.array_equal(load(tmp_path / "model").score_samples(X), scores)
+    again = detector.set_params(preset=None, n_centers=None).fit(X).score_samples(X)
+    assert np.array_equal(again, detector.log_likelihood(X, "joint").values)
+
+
 def test_latents_have_names_and_come_as_the_table_that_is_asked_for():
     X = correlated()
     detector = fitted(X)

@@ -78,7 +78,7 @@ class ImplicitLikelihood(LatentDetector):
 
     def _choice(self, name: str) -> Any:
         default = {"method": "riemannian", "centers": "data", "n_centers": 256}[name]
-        own = getattr(self, name, None)
+        own = self._fitted_parameters.get(name)
         return default if own is None else own
 
     def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:

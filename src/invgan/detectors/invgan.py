@@ -184,8 +184,8 @@ class InvGAN(LatentDetector):
         return min(networks.default_latent_dim(self.data_shape_, self.preset), max(1, n_training - 1))
 
     def _choice(self, name: str) -> Any:
-        own = getattr(self, name)
-        return getattr(_SETTINGS[self.preset], name) if own is None else own
+        own = self._fitted_parameters[name]
+        return getattr(_SETTINGS[self._fitted_parameters["preset"]], name) if own is None else own
 
     def _networks(self, n_centers: int) -> GAN:
         """Construct the networks without memory."""

@@ -138,6 +138,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     random_state: Any = None
     scaling_: AffineScaling = field(init=False)
     columns_: Columns | None = field(init=False)
+    _fitted_parameters: dict[str, Any] = field(init=False)
+    """What the model was fitted and calibrated with: parameters set later wait for the next fit."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
@@ -187,6 +189,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         self
         """
         self._validate_params()
+        self._fitted_parameters = self.get_params(deep=False)
         self.columns_ = None
         rows = self._check_rows(X, fitting=True, missing=self._marginalises)
         self._refuse_empty_columns(rows)
@@ -332,7 +335,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         """Parameters that JSON can hold; a random generator or a module is not needed to score."""
         values = {
             name: value.item() if isinstance(value, np.generic) else value
-            for name, value in self.get_params(deep=False).items()
+            for name, value in self._fitted_parameters.items()
         }
         return {
             name: INFINITE if value == math.inf else value
@@ -508,6 +511,7 @@ def load(path: str | Path) -> AnomalyDetector:
             importlib.import_module("invgan.density")
         detector = AnomalyDetector._registry[metadata["detector"]](**parameters)
         detector._validate_params()
+        detector._fitted_parameters = detector.get_params(deep=False)
         detector.data_shape_ = tuple(int(side) for side in metadata["data_shape"])
         detector.n_features_in_ = detector.data_shape_[0]
         names = metadata["feature_names"]
