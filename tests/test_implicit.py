@@ -176,6 +176,15 @@ class Broken(nn.Module):
             "that was tried: its output must be a differentiable function of the latent, without detach, "
             "rounding or argmax.",
         ),
+        (
+            Broken(lambda self, z: self.linear(z.float())),
+            "The generator fails on latents in double precision: ",
+        ),
+        (
+            Broken(lambda self, z: self.linear(z).float()),
+            "The generator returns torch.float32 for latents in double precision, in which it is scored: let "
+            "it follow the type of its latents, without casts such as .float().",
+        ),
     ],
 )
 def test_generators_without_a_likelihood_get_one_line(generator, message):

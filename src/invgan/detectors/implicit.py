@@ -50,7 +50,8 @@ class ImplicitLikelihood(LatentDetector):
     ------
     InputError
         At ``fit``, if the generator's output does not fit the data, changes its shape, is not finite, has no
-        derivative, or depends on the other rows of a batch.
+        derivative, or depends on the other rows of a batch, or if it takes no latents in double precision,
+        in which networks without convolutions are scored.
 
     Source
     ------
@@ -96,6 +97,8 @@ class ImplicitLikelihood(LatentDetector):
             RBFVariance(self.latent_dim_, n_features, n_centers, max_std=MAX_STD),
             latent_dim=self.latent_dim_,
         )
+        if not self._is_convolutional():
+            _check_double_precision(generator, self.latent_dim_)
         self._initialize_variance(draws, seed)
         self._train_and_prepare(rows, split, seed)
 
@@ -165,4 +168,20 @@ def _check_generator(generator: nn.Module, latent_dim: int, data_shape: tuple[in
         raise InputError(
             "The generator's derivative is zero or not finite everywhere that was tried: its output must be "
             "a differentiable function of the latent, without detach, rounding or argmax."
+        )
+
+
+def _check_double_precision(generator: nn.Module, latent_dim: int) -> None:
+    """Refuse, before the training, what could not be scored after it."""
+    z = torch.zeros(2, latent_dim, dtype=torch.float64)
+    try:
+        with torch.no_grad():
+            output = copy.deepcopy(generator).double()(z)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"The generator fails on latents in double precision: {reason}") from error
+    if output.dtype != torch.float64:
+        raise InputError(
+            f"The generator returns {output.dtype} for latents in double precision, in which it is scored: "
+            "let it follow the type of its latents, without casts such as .float()."
         )
