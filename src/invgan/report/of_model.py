@@ -27,12 +27,13 @@ MAPPED_ROWS = 1000
 
 
 def likelihood_of(detector: InvGAN) -> str:
-    """Name the likelihood that ``score_samples`` returns.
+    """Name the likelihood that a fitted detector's ``score_samples`` returns.
 
     Examples
     --------
-    >>> likelihood_of(InvGAN()), likelihood_of(InvGAN(preset="paper"))
-    ('aggregate', 'riemannian')
+    >>> X = np.random.default_rng(0).normal(size=(60, 3))
+    >>> [likelihood_of(InvGAN(preset=preset, max_steps=1).fit(X)) for preset in (None, "paper")]
+    ['aggregate', 'riemannian']
     """
     return str(detector._choice("method"))
 
