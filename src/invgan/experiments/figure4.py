@@ -62,7 +62,7 @@ def run(*, quick: bool = False, out: Path = Path("results"), data: str = "mnist"
     }
     path = out / f"figure4-{data}.json"
     write_results(path, results)
-    write_figure(path.with_suffix(".png"), _figure(by_class, points, classes, data))
+    write_figure(path.with_suffix(".png"), _figure(by_class, points, classes, data, measured["notes"][0]))
     return results
 
 
@@ -76,9 +76,16 @@ def _measured(path: Path, quick: bool) -> dict[str, Any] | None:
 
 
 def _figure(
-    by_class: Mapping[str, Mapping[int, float]], points: Sequence[Point], classes: Sequence[str], data: str
+    by_class: Mapping[str, Mapping[int, float]],
+    points: Sequence[Point],
+    classes: Sequence[str],
+    data: str,
+    size: str,
 ) -> Figure:
-    """Draw a group of bars for each class; a line on a bar is the standard deviation over seeds."""
+    """Draw a group of bars for each class; a line on a bar is the standard deviation over seeds.
+
+    The title says of what size the run was: a reduced one must not pass for the reproduction.
+    """
     figure = Figure(figsize=(max(8, 2 + 0.9 * len(classes)), 3.6), layout="constrained")
     axes = figure.subplots()
     width = 0.8 / len(COLOURS)
@@ -91,6 +98,7 @@ def _figure(
         axes.bar(offsets, list(by_class[name].values()), width, yerr=spread, color=colour, label=name)
     axes.axhline(0.5, color="#777777", ls=":", lw=1)
     axes.set_xticks(np.arange(len(classes)), classes, rotation=0 if data == "mnist" else 30)
-    axes.set(ylim=(0, 1), ylabel="AUROC", xlabel="abnormal class", title=data)
+    axes.set(ylim=(0, 1), ylabel="AUROC", xlabel="abnormal class")
+    axes.set_title(f"{data}: {size}", fontsize="small")
     figure.legend(loc="outside lower center", ncols=3, fontsize="small")
     return figure
