@@ -608,6 +608,7 @@ def test_figure_4_draws_what_table_3_measured_and_else_measures(tmp_path, monkey
         "quick": False,
         "points": table_3_points(),
         "seeds": [0, 1],
+        "notes": ["all normal images train"],
         "command": "invgan reproduce table3",
         "commit": "c0ffee",
         "hardware": {},
