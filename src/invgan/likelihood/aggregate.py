@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -27,6 +27,8 @@ MAX_NEAR = 256
 """Components that each of them is compared with, the nearest: those further away add next to nothing."""
 JACOBIAN_BLOCK = 64
 """Rows whose Jacobian is computed at once."""
+MAX_ALONG_VALUES = 2**18
+"""Steps along axes that are held at once where whole rows are scored: what a core's cache has room for."""
 MAX_GRAM_VALUES = 2**24
 """Numbers in the Gram matrices of rows with missing features: components are taken in blocks."""
 
@@ -195,16 +197,19 @@ class TangentMixture(nn.Module):
                 kept = fold_of[block] != fold
                 centers = self.centers[block[kept]]
                 tangents = _tangents(vectors[kept], centers, near.scale[kept])
-                parts[fold].append(_pairs(queries[fold], centers, tangents))
-        pairs = [_joined(fold) for fold in parts]
+                squared = _squared_distances(queries[fold], centers)
+                along = _along(queries[fold], tangents)
+                parts[fold].append(_Pairs(squared, along, tangents.lengths, tangents.scale))
+        pairs = [_nearest(fold) for fold in parts]
 
         def likelihood(bandwidths: Bandwidths, round_share: float) -> float:
-            # Of the components of a fold only those near a row are there; the others' share is nothing.
-            values = [
-                torch.logsumexp(_log_components(fold, bandwidths, round_share), 1)
-                - math.log(fold.n_components)
-                for fold in pairs
-            ]
+            values = []
+            for near, (squared, along, lengths, scale) in pairs:
+                components = _components(lengths, scale, bandwidths, round_share, self.centers.shape[1])
+                excess = (along * components.excess[near]).sum(2)
+                # Of the components only those near a row are there; the others' share is nothing.
+                log_prob = components.log_prob(squared, excess, near)
+                values.append(torch.logsumexp(log_prob, 1) - math.log(len(lengths)))
             return torch.cat(values).mean().item()
 
         tangent, noise = _maximized(lambda s, t: likelihood(Bandwidths(s, t, 1.0), 0.0), 2)
@@ -237,10 +242,16 @@ class TangentMixture(nn.Module):
         -------
         Tensor, shape (m,)
         """
-        if observed is None:
-            pairs = _pairs(rows, self.centers, self.tangents)
-            return _mixed(_log_components(pairs, self.bandwidths, self.round_share), omitted)
         n, rank = self.tangents.lengths.shape
+        if observed is None:
+            size = max(1, MAX_ALONG_VALUES // (len(rows) * rank))
+            components = _components(
+                self.tangents.lengths, self.tangents.scale, self.bandwidths, self.round_share, rows.shape[1]
+            )
+            blocks = zip(self.tangents.split(size), components.excess.split(size), strict=True)
+            along = [_along(rows, tangents).mul_(excess).sum(2) for tangents, excess in blocks]
+            squared = _squared_distances(rows, self.centers)
+            return _mixed(components.log_prob(squared, torch.cat(along, 1)), omitted)
         size = max(1, MAX_GRAM_VALUES // ((rows.shape[1] + len(rows)) * rank**2))
         parts = [
             _log_marginal_components(
@@ -272,16 +283,33 @@ class _Tangents(NamedTuple):
     lengths: Tensor  # S, n×r
     scale: Tensor  # ρ², n
 
+    def split(self, size: int) -> "Iterator[_Tangents]":
+        """Take those of so many centres at a time."""
+        bases = self.basis.split(size * self.lengths.shape[1], 1)
+        rest = (part.split(size) for part in (self.at_center, self.lengths, self.scale))
+        return map(_Tangents, bases, *rest)
+
+
+class _Components(NamedTuple):
+    """What tells a row's density under each of n Gaussians from how it lies to their centres."""
+
+    precision: Tensor  # 1/ν
+    excess: Tensor  # 1/ν − 1/α of each axis
+    log_norm: Tensor  # log det Σ + D log 2π
+
+    def log_prob(self, squared: Tensor, excess: Tensor, which: Tensor | slice = slice(None)) -> Tensor:
+        """Log-density from ‖r‖² and Σ (u·r)² (1/ν − 1/α), m×n, or m×k for those numbered ``which``."""
+        quadratic = (squared * self.precision[which]).sub_(excess).clamp_min_(0)
+        return quadratic.add_(self.log_norm[which]).mul_(-0.5)
+
 
 class _Pairs(NamedTuple):
-    """What the density of m rows under n components needs, whatever the bandwidths."""
+    """How m rows lie to n components, whatever the bandwidths."""
 
-    across: Tensor  # ‖r‖² − Σ (u·r)², m×n
+    squared: Tensor  # ‖r‖², m×n
     along: Tensor  # (u·r)², m×n×r
-    lengths: Tensor  # S, n×r, or m×n×r where each row has components of its own
-    scale: Tensor  # ρ², n or m×n
-    n_features: int
-    n_components: int  # of the mixture, whose others count for nothing
+    lengths: Tensor  # S, n×r
+    scale: Tensor  # ρ², n
 
 
 def _to(points: Tensor, which: Tensor, near: Neighbours) -> Tensor:
@@ -310,30 +338,20 @@ def _bounded(scale: Tensor, n_reference: int | None = None) -> Tensor:
     return scale.clamp_min(least)
 
 
-def _pairs(rows: Tensor, centers: Tensor, tangents: _Tangents) -> _Pairs:
+def _along(rows: Tensor, tangents: _Tangents) -> Tensor:
+    """(u·r)² of every row and centre, m×n×r."""
     projected = (rows @ tangents.basis).view(len(rows), *tangents.at_center.shape)
-    along = projected.sub_(tangents.at_center).square_()  # the largest of all arrays: in its place
-    across = (_squared_distances(rows, centers) - along.sum(-1)).clamp_min_(0)
-    return _Pairs(across, along, tangents.lengths, tangents.scale, centers.shape[1], len(centers))
+    return projected.sub_(tangents.at_center).square_()  # the largest of all arrays: in its place
 
 
-def _joined(parts: Sequence[_Pairs]) -> _Pairs:
-    """Pairs of the same rows with those components of all parts that are near them."""
-    across, along, lengths, scale, (n_features, *_), counts = zip(*parts, strict=True)
-    n_components, squared = (
-        sum(counts),
-        torch.cat([a + b.sum(2) for a, b in zip(across, along, strict=True)], 1),
-    )
-    near = squared.topk(min(MAX_NEAR, n_components), largest=False).indices
-    nearest = near[..., None].expand(-1, -1, along[0].shape[2])
-    return _Pairs(
-        torch.cat(across, 1).gather(1, near),
-        torch.cat(along, 1).gather(1, nearest),
-        torch.cat(lengths)[near],
-        _bounded(torch.cat(scale))[near],
-        n_features,
-        n_components,
-    )
+def _nearest(parts: Sequence[_Pairs]) -> tuple[Tensor, _Pairs]:
+    """Number the components of all parts that are near each row, m×k, and tell how it lies to those."""
+    squared, along, lengths, scale = zip(*parts, strict=True)
+    distances = torch.cat(squared, 1)
+    near = distances.topk(min(MAX_NEAR, distances.shape[1]), largest=False)
+    axes = near.indices[..., None].expand(-1, -1, along[0].shape[2])
+    steps = torch.cat(along, 1).gather(1, axes)
+    return near.indices, _Pairs(near.values, steps, torch.cat(lengths), _bounded(torch.cat(scale)))
 
 
 def component_variances(
@@ -346,6 +364,15 @@ def component_variances(
     return 1 / ((1 - round_share) / along + round_share / rounded[..., None]), across
 
 
+def _components(
+    lengths: Tensor, scale: Tensor, bandwidths: Bandwidths, round_share: float, n_features: int
+) -> _Components:
+    along, across = component_variances(lengths, scale, bandwidths, round_share)
+    log_det = along.log().sum(1) + (n_features - along.shape[1]) * across.log()
+    excess = 1 / across[:, None] - 1 / along
+    return _Components(1 / across, excess, log_det + n_features * math.log(2 * math.pi))
+
+
 def _mixed(log_components: Tensor, omitted: Tensor | None) -> Tensor:
     """Log of the equally weighted mixture, (m, n) → (m,), each row without the component it omits."""
     n = log_components.shape[1]
@@ -353,15 +380,6 @@ def _mixed(log_components: Tensor, omitted: Tensor | None) -> Tensor:
         left_out = torch.arange(n, device=omitted.device) == omitted[:, None]
         log_components = log_components.masked_fill(left_out, -torch.inf)
     return torch.logsumexp(log_components, 1) - math.log(n)
-
-
-def _log_components(pairs: _Pairs, bandwidths: Bandwidths, round_share: float) -> Tensor:
-    """Log-density of rows under their components, m×n."""
-    along, across = component_variances(pairs.lengths, pairs.scale, bandwidths, round_share)
-    axes = "mnr"[-along.ndim :]
-    quadratic = torch.einsum(f"mnr,{axes}->mn", pairs.along, 1 / along).add_(pairs.across / across)
-    log_det = along.log().sum(-1) + (pairs.n_features - along.shape[-1]) * across.log()
-    return -0.5 * (quadratic + log_det + pairs.n_features * math.log(2 * math.pi))
 
 
 def _log_marginal_components(
