@@ -391,6 +391,9 @@ class _Run:
         self.model, self.schedule, self.fabric, self.global_noise = model, schedule, fabric, global_noise
         self.updates = model.updates()
         self.averaged = copy.deepcopy(model).eval()
+        # Listed once: to go through all modules at every step takes longer than the averaging.
+        self.averages: list[Tensor] = list(self.averaged.parameters())
+        self.weights: list[Tensor] = list(model.parameters())
         self.best: dict[str, Tensor] | None = None
         # The same on every process: each takes its share of noise drawn for the whole batch.
         self.noise = torch.Generator(fabric.device).manual_seed(seed)
@@ -471,7 +474,7 @@ class _Run:
     def _average(self) -> None:
         # A plain mean over the first steps, so that the initial weights leave no trace.
         decay = min(self.schedule.averaging, 1 - 1 / self.step)
-        torch._foreach_lerp_(list(self.averaged.parameters()), list(self.model.parameters()), 1 - decay)
+        torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
         for average, current in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
             average.copy_(current)
 
