@@ -538,6 +538,10 @@ QuickOption = Annotated[
     ),
 ]
 ResultsOption = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the results.")]
+SeedsOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="How many seeds, from 0 on; by default the experiment's."),
+]
 
 
 @app.command(epilog=_listed("Experiments", EXPERIMENTS))
@@ -551,14 +555,14 @@ def reproduce(
     hours: Annotated[
         float | None, typer.Option(metavar="HOURS", help="Training time of all fits together, for table1.")
     ] = None,
+    seeds: SeedsOption = None,
 ) -> None:
     """Run an experiment and show its results.
 
     They are also written to a folder, with everything needed to repeat them. A long run that is cut off goes
     on where it was when the same command is given again.
     """
-    options = {name: value for name, value in {"data": data, "hours": hours}.items() if value is not None}
-    _run_experiment(experiment, EXPERIMENTS, quick, out, options)
+    _run_experiment(experiment, EXPERIMENTS, quick, out, {"data": data, "hours": hours}, seeds)
 
 
 @app.command(epilog=_listed("Benchmarks", BENCHMARKS))
@@ -569,24 +573,22 @@ def benchmark(
     systems: Annotated[
         str | None, typer.Option(metavar="NAMES", help="Some systems, with commas between, for adbench.")
     ] = None,
-    seeds: Annotated[
-        int | None, typer.Option(min=1, metavar="N", help="How many seeds, from 0 on, for adbench.")
-    ] = None,
+    seeds: SeedsOption = None,
 ) -> None:
     """Measure this library beside the alternatives and show the results.
 
     They are also written to a folder, with everything needed to repeat them. A long run that is cut off goes
     on where it was when the same command is given again.
     """
-    options: dict[str, Any] = {} if systems is None else {"systems": systems.split(",")}
-    if seeds is not None:
-        options["seeds"] = tuple(range(seeds))
-    _run_experiment(benchmark, BENCHMARKS, quick, out, options)
+    chosen = None if systems is None else systems.split(",")
+    _run_experiment(benchmark, BENCHMARKS, quick, out, {"systems": chosen}, seeds)
 
 
 def _run_experiment(
-    name: str, known: dict[str, str], quick: bool, out: Path, options: dict[str, Any]
+    name: str, known: dict[str, str], quick: bool, out: Path, options: dict[str, Any], n_seeds: int | None
 ) -> None:
+    seeds = None if n_seeds is None else tuple(range(n_seeds))
+    options = {key: value for key, value in {**options, "seeds": seeds}.items() if value is not None}
     if name not in known:
         raise typer.BadParameter(f"{name!r} is none of {', '.join(known)}.")
     _require_writable(_nearest_folder(out), out)
