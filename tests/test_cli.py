@@ -19,7 +19,7 @@ from sklearn.metrics import average_precision_score, precision_recall_fscore_sup
 from invgan import InputError, InvGAN, artifact, cli, load
 from invgan.calibration import conformal_p_values
 from invgan.cli import main
-from invgan.data import Infer, read_table
+from invgan.data import Infer, read_images, read_table
 from invgan.data.scores import Scores, write_scores
 from invgan.density import MADE
 from invgan.detectors import IsolationForest
@@ -468,14 +468,15 @@ def test_reproduce_shows_an_experiments_table(here, capsys, monkeypatch):
 def test_an_experiments_own_options_reach_it_and_those_of_others_do_not(here, refused, monkeypatch):
     given = []
 
-    def run(*, quick, out, data="digits", hours=None):
-        given.append((data, hours))
+    def run(*, quick, out, data="digits", hours=None, seeds=(3,)):
+        given.append((data, hours, seeds))
         return {"title": "", "table": {"columns": ["a"], "rows": [["b"]]}}
 
     monkeypatch.setitem(sys.modules, "invgan.experiments.table1", types.SimpleNamespace(run=run))
     assert main(["reproduce", "table1", "--data", "mnist", "--hours", "1.5"]) == 0
+    assert main(["reproduce", "table1", "--seeds", "2"]) == 0
     assert main(["reproduce", "table1"]) == 0
-    assert given == [("mnist", 1.5), ("digits", None)]
+    assert given == [("mnist", 1.5, (3,)), ("digits", None, (0, 1)), ("digits", None, (3,))]
     monkeypatch.setitem(
         sys.modules,
         "invgan.experiments.table4",
@@ -484,7 +485,7 @@ def test_an_experiments_own_options_reach_it_and_those_of_others_do_not(here, re
     assert refused("reproduce", "table4", "--data", "mnist") == (
         "Invalid value: --data is not for table4; leave it out; try 'invgan reproduce --help'."
     )
-    assert len(given) == 2
+    assert len(given) == 3
 
 
 def test_benchmark_runs_what_it_is_asked_for(here, capsys, monkeypatch):
@@ -739,6 +740,35 @@ def test_data_of_another_form_than_the_models(here, refused):
     )
 
 
+def test_images_of_any_size_are_resized_by_option_and_by_the_model_after_that(here, capsys, refused):
+    write_images(here / "pictures", images(30))
+    Image.fromarray(images(1, (11, 9))[0]).save("pictures/wide.png")
+    fit = ("fit", "pictures", "--resize", "6", *QUICK)
+    assert main([*fit, "--out", "model6"]) == 0
+    model, pictures = load("model6"), read_images("pictures", size=6).X
+    assert model.image_size_ == 6
+    assert main(["score", "model6", "pictures", "--out", "scores.parquet"]) == 0
+    np.testing.assert_array_equal(
+        pl.read_parquet("scores.parquet")["log_prob"], model.score_samples(pictures)
+    )
+    assert main(["report", "model6", "pictures", "--out", "report.html"]) == 0
+    capsys.readouterr()
+    assert main(["info", "model6"]) == 0
+    assert "from any size" in capsys.readouterr().out
+    assert refused("fit", "../data.csv", "--out", "m", "--resize", "6") == (
+        "Invalid value: --resize is for images, and ../data.csv is a table; try 'invgan fit --help'."
+    )
+
+
+def test_labelled_images_are_kept_out_of_training(here, capsys):
+    X, y = images(40)[:, None], np.repeat([0, 1], [30, 10])
+    np.savez("pictures.npz", X=X, y=y)
+    assert main(["fit", "pictures.npz", "--label", "y", "--out", "m", *QUICK]) == 0
+    assert "Fitted on 30 rows" in capsys.readouterr().out
+    alone = InvGAN(max_steps=20, unskew=True, random_state=0).fit(X[:30])
+    np.testing.assert_array_equal(load("m").score_samples(X), alone.score_samples(X))
+
+
 def test_damaged_and_mixed_images(here, refused):
     write_images(here / "pictures", images(12))
     fit = ("fit", "pictures", "--out", "model")
@@ -747,7 +777,8 @@ def test_damaged_and_mixed_images(here, refused):
     )
     Image.fromarray(images(1, (8, 9))[0]).save("pictures/wide.png")
     assert refused(*fit) == (
-        "pictures/wide.png: is 9×8 pixels, but pictures/00.png is 8×8; make all images one size."
+        "pictures/wide.png: is 9×8 pixels, but pictures/00.png is 8×8; "
+        "make all images one size, or have them resized by --resize or size=."
     )
     Path("pictures/wide.png").unlink()
     whole = Path("pictures/03.png").read_bytes()

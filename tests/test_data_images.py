@@ -1,10 +1,12 @@
 """Images: what is read from each format, and the one line for each thing that can be wrong."""
 
+import errno
 import gzip
 import io
 import os
 import pickle
 import struct
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +14,7 @@ import polars as pl
 import pytest
 from PIL import Image
 
-from invgan.data import pad_images, read_images
+from invgan.data import files, pad_images, read_blocks, read_data, read_images
 from invgan.data.pickles import read_batch
 from invgan.errors import InputError
 
@@ -91,12 +93,36 @@ def test_mixed_sizes_and_mixed_colours_are_named(tmp_path: Path) -> None:
     (tmp_path / "b.png").write_bytes(encoded(COLOUR[0, :, :5]))
     folder = tmp_path.name
     assert refusal(tmp_path) == (
-        f"{folder}/b.png: is 8×5 pixels, but {folder}/a.png is 8×8; make all images one size."
+        f"{folder}/b.png: is 8×5 pixels, but {folder}/a.png is 8×8; "
+        "make all images one size, or have them resized by --resize or size=."
     )
     (tmp_path / "b.png").write_bytes(encoded(GREY[0]))
     assert refusal(tmp_path) == (
         f"{folder}/b.png: is grey, but {folder}/a.png is in colour; make all images alike."
     )
+
+
+def test_images_of_any_size_are_resized_as_pillow_does_it(tmp_path: Path) -> None:
+    images = [COLOUR[0], COLOUR[1, :, :5], np.full((3, 9, 4), 77, np.uint8)]
+    for number, image in enumerate(images):
+        (tmp_path / f"{number}.png").write_bytes(encoded(image))
+    read = read_images(tmp_path, size=6)
+    assert read.X.shape == (3, 3, 6, 6)
+    assert (read.X[2] == 77).all()
+    for found, image in zip(read.X, images, strict=True):
+        resized = Image.fromarray(image.transpose(1, 2, 0)).resize((6, 6), Image.Resampling.LANCZOS)
+        np.testing.assert_array_equal(found.transpose(1, 2, 0), np.asarray(resized))
+
+
+@pytest.mark.parametrize("images", [GREY, COLOUR])
+def test_decoded_images_are_resized_as_image_files_are(tmp_path: Path, images: np.ndarray) -> None:
+    np.savez(tmp_path / "images.npz", X=images, y=np.arange(4))
+    for number, image in enumerate(images):
+        (tmp_path / f"{number}.png").write_bytes(encoded(image))
+    found = read_images(tmp_path / "images.npz", size=5)
+    np.testing.assert_array_equal(found.X, read_images(tmp_path, size=5).X)
+    np.testing.assert_array_equal(found.y, np.arange(4))
+    np.testing.assert_array_equal(read_images(tmp_path, size=8).X, images)
 
 
 def test_sixteen_bit_pixels_and_folders_without_images_are_refused(tmp_path: Path) -> None:
@@ -379,4 +405,91 @@ def test_padding_centres_and_keeps_every_pixel() -> None:
         pad_images(COLOUR, 7)
     assert str(error.value) == (
         "The 'size' parameter of pad_images must be at least the images' 8×8. Got 7 instead."
+    )
+
+
+# More than memory holds
+
+
+@pytest.fixture
+def little_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "MAX_IN_MEMORY", 100)
+
+
+def lies_in_a_file(X: object) -> bool:
+    """Whether an array is a view of a mapped file."""
+    return isinstance(X, np.memmap) or (X is not None and lies_in_a_file(getattr(X, "base", None)))
+
+
+def write(path: Path, images: np.ndarray, kind: str) -> Path:
+    """Images and labels 0, 1, … in one of the formats."""
+    labels = np.arange(len(images))
+    if kind == "folder":
+        for number, image in enumerate(images):
+            (path / f"{number}.png").write_bytes(encoded(image))
+        return path
+    if kind == "parquet":
+        files = [{"bytes": encoded(image), "path": None} for image in images]
+        pl.DataFrame({"image": files, "label": labels}).write_parquet(path / "images.parquet")
+    elif kind == "idx.gz":
+        (path / "images.idx.gz").write_bytes(gzip.compress(idx(images[:, 0])))
+    else:
+        np.save(path / "images.npy", images)
+    return path / f"images.{kind}"
+
+
+@pytest.mark.parametrize("kind", ["folder", "parquet", "idx.gz", "npy"])
+def test_many_images_lie_in_a_file_and_are_the_same(tmp_path: Path, little_memory: None, kind: str) -> None:
+    read = read_images(write(tmp_path, GREY, kind))
+    np.testing.assert_array_equal(read.X, GREY)
+    assert lies_in_a_file(read.X)
+    read.X[:] = 0  # which stays out of the user's own file
+    np.testing.assert_array_equal(read_images(write(tmp_path, GREY, kind)).X, GREY)
+
+
+def test_a_resized_array_of_many_images_lies_in_a_file_too(tmp_path: Path, little_memory: None) -> None:
+    assert lies_in_a_file(read_images(write(tmp_path, GREY, "npy"), size=9).X)
+
+
+def test_blocks_are_the_images_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("invgan.data.images.BLOCK_BYTES", 3 * 64 + 5)
+    monkeypatch.setattr("invgan.data.images.PARQUET_BLOCK", 3)
+    path = write(tmp_path, GREY, "parquet")
+    whole, blocks = read_data(path), list(read_blocks(path))
+    assert [len(block.X) for block in blocks] == [3, 1]
+    np.testing.assert_array_equal(np.concatenate([block.X for block in blocks]), GREY)
+    np.testing.assert_array_equal(np.concatenate([block.y for block in blocks]), [0, 1, 2, 3])
+    assert whole.names == [name for block in blocks for name in block.names]
+
+
+@pytest.mark.parametrize("kept", [[1, 0, 1, 1], [0, 0, 0, 1], [1, 1, 1, 1]])
+def test_marked_images_are_taken_out_block_by_block(
+    tmp_path: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch, kept: list[int]
+) -> None:
+    monkeypatch.setattr("invgan.data.images.BLOCK_BYTES", 2 * 64)
+    found = read_images(write(tmp_path, GREY, "npy")).where(np.array(kept, dtype=bool))
+    np.testing.assert_array_equal(found, GREY[np.array(kept, dtype=bool)])
+    assert lies_in_a_file(found) == (sum(kept) > 1)
+
+
+def test_without_room_on_the_disk_one_line_says_what_to_do(
+    tmp_path: Path, little_memory: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path, GREY, "parquet")
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("", (), {"free": 10}))
+    folder = tempfile.gettempdir()
+    assert refusal(path) == (
+        f"images.parquet: needs 0.0 GiB in {folder}, 0.0 GiB is free; "
+        "set TMPDIR to a folder on a larger disk, or use fewer or smaller images."
+    )
+    monkeypatch.undo()
+    monkeypatch.setattr(files, "MAX_IN_MEMORY", 100)
+
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    assert refusal(path) == (
+        f"images.parquet: needs 0.0 GiB in {folder}, which cannot be had (No space left on device); "
+        "set TMPDIR to a folder on a larger disk, or use fewer or smaller images."
     )

@@ -246,6 +246,12 @@ def fit(
         list[str] | None,
         typer.Option(metavar="COLUMN", help="Column to leave out, now and of data to score; repeatable."),
     ] = None,
+    resize: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Resize images to N×N pixels, now and those to score; they may differ."
+        ),
+    ] = None,
     preset: Annotated[
         Preset | None, typer.Option(help="The paper's networks, loss and log-likelihood.")
     ] = None,
@@ -283,23 +289,30 @@ def fit(
 
     In a .csv or .parquet table, text becomes categories, and missing values (empty, ?, NA, NaN) may stay.
     Of a table of more than 250,000 rows as many are learned from, drawn at random, in memory that does not
-    grow with the table. With --label, rows marked as anomalies are kept out.
+    grow with the table. Of many images those in use are in memory, the others in a temporary file. With
+    --label, rows marked as anomalies are kept out.
 
     Training is saved to MODEL.checkpoint at intervals and on Ctrl-C: after an interruption, run the same
     command again and it continues from there.
     """
     _require_writable(out.parent, out)
     _require_replaceable(out)
-    from invgan.data import Infer, Table
+    from invgan.data import Images, Infer, Table
+    from invgan.data.images import holds_images
     from invgan.detectors import InvGAN
     from invgan.estimators import MIN_ROWS
     from invgan.training import Schedule
 
+    if resize is not None and not holds_images(data):
+        raise typer.BadParameter(f"--resize is for images, and {data} is a table.")
     columns = Infer(drop=tuple(drop or ()))
     rows, is_anomaly = _read(
-        data, label=label, normal=normal, min_rows=MIN_ROWS, columns=columns, sample_seed=seed
+        data, label=label, normal=normal, min_rows=MIN_ROWS, columns=columns, sample_seed=seed, size=resize
     )
-    learned = rows.X if is_anomaly is None else rows.X[~is_anomaly]
+    if is_anomaly is None:
+        learned = rows.X
+    else:
+        learned = rows.where(~is_anomaly) if isinstance(rows, Images) else rows.X[~is_anomaly]
     if len(learned) < MIN_ROWS:
         raise InputError(f"{data}: has {_count(len(learned), 'normal row')}, expected at least {MIN_ROWS}.")
 
@@ -328,6 +341,7 @@ def fit(
         raise KeyboardInterrupt(saved) from None
     if isinstance(rows, Table):
         detector.columns_ = rows.columns
+    detector.image_size_ = resize
     detector.save(out)
     shutil.rmtree(checkpoint, ignore_errors=True)
 
@@ -374,8 +388,8 @@ def score(
 ) -> None:
     """Score the rows of DATA with MODEL.
 
-    A table is read, scored and written block by block, in memory that does not grow with its rows (in an
-    .npz file it does).
+    Rows are read, scored and written block by block, in memory that does not grow with them (in an .npz
+    file it does).
 
     \b
     The columns of the result:
@@ -402,7 +416,7 @@ def score(
 
     def judged() -> Iterator["Scores"]:
         n_before = 0
-        for rows in read_blocks(data, label=label, columns=_columns(detector)):
+        for rows in read_blocks(data, label=label, columns=_columns(detector), size=detector.image_size_):
             for column, values in getattr(rows, "unknown", {}).items():
                 unknown[column] |= values
             scores = _judge(detector, rows, data)
@@ -453,7 +467,9 @@ def evaluate(
     from invgan.metrics import detection_metrics
 
     detector = _load(model, false_positive_rate)
-    rows, is_anomaly = _read(data, label=label, normal=normal, columns=_columns(detector))
+    rows, is_anomaly = _read(
+        data, label=label, normal=normal, columns=_columns(detector), size=detector.image_size_
+    )
     assert is_anomaly is not None
     if is_anomaly.all() or not is_anomaly.any():
         kind = "anomalies" if is_anomaly.all() else "normal rows"
@@ -492,9 +508,10 @@ def report(
 
     detector = _load(model, false_positive_rate, explaining="report")
     if holds_images(data):
-        images, is_anomaly = _read(data, label=label, normal=normal, columns=None)
-        blocks: Iterable[Table | Images] = [images]
-        names = images.names if isinstance(images, Images) and data.is_dir() else None
+        images, is_anomaly = _read(data, label=label, normal=normal, columns=None, size=detector.image_size_)
+        assert isinstance(images, Images)
+        blocks: Iterable[Table | Images] = images.blocks()
+        names = images.names if data.is_dir() else None
     else:
         is_anomaly = _known_anomalies(data, label, normal)
         blocks, names = read_blocks(data, label=label, columns=_columns(detector)), None
@@ -637,12 +654,15 @@ def _read(
     columns: "Columns | Infer | None",
     min_rows: int = 1,
     sample_seed: int | None = None,
+    size: int | None = None,
 ) -> "tuple[Table | Images, np.ndarray | None]":
     """Read the data and, where a label says so, which rows are anomalies."""
     from invgan.data import read_data
 
     _require_label(label, normal)
-    rows = read_data(data, label=label, min_rows=min_rows, columns=columns, sample_seed=sample_seed)
+    rows = read_data(
+        data, label=label, min_rows=min_rows, columns=columns, sample_seed=sample_seed, size=size
+    )
     if label is None:
         return rows, None
     assert rows.y is not None

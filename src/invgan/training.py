@@ -43,6 +43,8 @@ SMALL_NETWORK = 1_000_000
 
 VALIDATION_BLOCK = 512
 """Held-out rows scored at once: 5,000 images in one go would take gigabytes."""
+MAX_RESIDENT = 2**32
+"""Bytes of rows that are kept on the device; of more than that, minibatches are sent there."""
 
 
 class Sample:
@@ -181,6 +183,7 @@ def train(
     rows: Tensor,
     validation_rows: Tensor | None,
     *,
+    numbers: np.ndarray | None = None,
     prepare: Callable[[Tensor], Tensor],
     schedule: Schedule,
     seed: int,
@@ -197,6 +200,9 @@ def train(
     rows, validation_rows : Tensor, shape (n, *data_shape)
         Raw rows; ``prepare`` scales each minibatch on the device, so images may stay uint8 until then.
         Without validation rows the weights at the last step are kept.
+    numbers : ndarray of int, optional
+        Which of the rows to learn from, all by default: with them no copy is made of the others, and rows
+        that lie in a file are read minibatch by minibatch.
     schedule : Schedule
     seed : int
         Determines the order of rows and all noise.
@@ -235,7 +241,8 @@ def train(
     from lightning_fabric import Fabric  # takes two seconds, which loading and scoring a model can do without
 
     machine = machine or Machine()
-    _check_sizes(len(rows), schedule, machine)
+    numbers = np.arange(len(rows)) if numbers is None else numbers
+    _check_sizes(len(numbers), schedule, machine)
     fabric = Fabric(
         accelerator=machine.accelerator,
         devices=machine.processes,
@@ -245,7 +252,17 @@ def train(
     launch = _run_in_processes if machine.processes > 1 else _run
     with _interrupts() as interrupted:
         return launch(
-            fabric, on_log, interrupted, model, rows, validation_rows, prepare, schedule, seed, checkpointing
+            fabric,
+            on_log,
+            interrupted,
+            model,
+            rows,
+            numbers,
+            validation_rows,
+            prepare,
+            schedule,
+            seed,
+            checkpointing,
         )
 
 
@@ -336,6 +353,7 @@ def _run(
     interrupted: Tensor,
     model: Trainable,
     rows: Tensor,
+    numbers: np.ndarray,
     validation_rows: Tensor | None,
     prepare: Callable[[Tensor], Tensor],
     schedule: Schedule,
@@ -346,8 +364,10 @@ def _run(
     model.to(device).train()
     if isinstance(prepare, nn.Module):
         prepare = copy.deepcopy(prepare).to(device)
-    draw = _row_sampler(rows.to(device), prepare, schedule.batch_size, seed, fabric)
-    held_out = None if validation_rows is None else prepare(validation_rows.to(device)).float()
+    if rows.nbytes <= MAX_RESIDENT:
+        rows = rows.to(device)
+    draw = _row_sampler(rows, numbers, prepare, schedule.batch_size, seed, fabric)
+    held_out = None if validation_rows is None else validation_rows.to(device)
 
     with threads_for(model, device), _own_global_noise(seed, device) as global_noise:
         run = _Run(model, schedule, seed, fabric, global_noise)
@@ -362,7 +382,7 @@ def _run(
             if stopping or validating or logging or saving:
                 run.check_losses()
             if held_out is not None and validating:
-                run.validate(held_out)
+                run.validate(held_out, prepare)
             if logging or run.ended():
                 run.record_losses()
                 if on_log is not None and fabric.is_global_zero:
@@ -495,9 +515,9 @@ class _Run:
         self.window = []
 
     @torch.no_grad()
-    def validate(self, rows: Tensor) -> None:
+    def validate(self, rows: Tensor, prepare: Callable[[Tensor], Tensor]) -> None:
         """Score the averaged weights, and keep them if they are the best so far."""
-        blocks = rows.split(VALIDATION_BLOCK)
+        blocks = (prepare(block).float() for block in rows.split(VALIDATION_BLOCK))
         total = sum(self.averaged.validation_score(block).item() * len(block) for block in blocks)
         # Running statistics differ between processes; all must follow one score, or they part ways.
         score = self.fabric.broadcast(total / len(rows))
@@ -622,20 +642,25 @@ def _parameter_groups(moved: Sequence[Moved], schedule: Schedule) -> list[dict[s
 
 
 def _row_sampler(
-    rows: Tensor, prepare: Callable[[Tensor], Tensor], batch_size: int, seed: int, fabric: Fabric
+    rows: Tensor,
+    numbers: np.ndarray,
+    prepare: Callable[[Tensor], Tensor],
+    batch_size: int,
+    seed: int,
+    fabric: Fabric,
 ) -> Callable[[int], Tensor]:
     """Make a function from a draw's number to its minibatch: shuffled epochs, with no state to save."""
-    per_epoch = len(rows) // batch_size
+    per_epoch = len(numbers) // batch_size
     order: dict[int, Tensor] = {}
 
     def draw(number: int) -> Tensor:
         epoch, position = divmod(number, per_epoch)
         if epoch not in order:
             order.clear()
-            shuffled = np.random.default_rng([seed, epoch]).permutation(len(rows))
-            order[epoch] = torch.from_numpy(shuffled).to(rows.device)
+            shuffled = np.random.default_rng([seed, epoch]).permutation(len(numbers))
+            order[epoch] = torch.from_numpy(numbers[shuffled]).to(rows.device)
         batch = order[epoch][position * batch_size : (position + 1) * batch_size]
-        return prepare(rows[batch[_share(fabric)]]).float()
+        return prepare(rows[batch[_share(fabric)]].to(fabric.device)).float()
 
     return draw
 

@@ -4,6 +4,8 @@ import glob
 import math
 import os
 import secrets
+import shutil
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +27,8 @@ except ImportError:  # Windows has no such locks
 
 # DEFLATE (gzip, npz) cannot pack tighter than this, so a larger claim is a lie.
 MAX_DEFLATE_RATIO = 1032
+MAX_IN_MEMORY = 2**28
+"""Bytes of pixels that are kept in memory; more of them lie in a file."""
 
 
 class ArrayHeader(NamedTuple):
@@ -73,6 +77,35 @@ def require_memory(place: object, size: int) -> None:
             f"{place}: needs {size / 2**30:,.1f} GiB of memory, {available / 2**30:,.1f} GiB is free; "
             "use fewer or smaller rows."
         )
+
+
+def room_for(place: object, shape: tuple[int, ...]) -> np.ndarray:
+    """Make an array of bytes to fill: in memory, or if it is large in a file without a name.
+
+    Of the file only what is in use takes memory, and it is gone with the process, however that ends.
+    """
+    size = math.prod(shape)
+    if size <= MAX_IN_MEMORY:
+        require_memory(place, size)
+        return np.empty(shape, np.uint8)
+    folder = tempfile.gettempdir()
+    try:
+        free = shutil.disk_usage(folder).free
+        if size > free:
+            raise InputError(
+                f"{place}: needs {size / 2**30:,.1f} GiB in {folder}, {free / 2**30:,.1f} GiB is free; "
+                "set TMPDIR to a folder on a larger disk, or use fewer or smaller images."
+            )
+        with tempfile.TemporaryFile() as file:
+            file.truncate(size)
+            if hasattr(os, "posix_fallocate"):  # a disk that filled up later would kill the process
+                os.posix_fallocate(file.fileno(), 0, size)
+            return np.memmap(file, np.uint8, "r+", shape=shape)
+    except OSError as error:
+        raise InputError(
+            f"{place}: needs {size / 2**30:,.1f} GiB in {folder}, which cannot be had ({error.strerror}); "
+            "set TMPDIR to a folder on a larger disk, or use fewer or smaller images."
+        ) from error
 
 
 def write_whole(path: Path, write: Callable[[BinaryIO], object], *, what: str) -> None:
@@ -131,6 +164,14 @@ def read_array(path: Path, name: str) -> np.ndarray:
         return np.lib.format.read_array(stream, allow_pickle=False)
 
 
+def map_array(path: Path, name: str) -> np.ndarray:
+    """Read one array, of an .npy file only what is used of it; what is written to it stays here."""
+    if zipfile.is_zipfile(path):
+        return read_array(path, name)
+    with readable(path, "a NumPy file"):
+        return np.load(path, mmap_mode="c")
+
+
 def array_blocks(path: Path, name: str, n_rows: int) -> Iterator[np.ndarray]:
     """Read an array whose header has been checked, so many rows at a time.
 
@@ -151,19 +192,18 @@ def parquet_schema(path: Path) -> pyarrow.Schema:
         return pyarrow.parquet.read_schema(path)
 
 
+def parquet_rows(path: Path) -> int:
+    """Number of rows of a Parquet file."""
+    with readable(path, "Parquet"):
+        return int(pyarrow.parquet.read_metadata(path).num_rows)
+
+
 def parquet_size(path: Path) -> int:
     """Bytes of memory to be had for reading a whole Parquet file."""
     with readable(path, "Parquet"):
         metadata = pyarrow.parquet.read_metadata(path)
         stored = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
         return 2 * max(stored, 8 * metadata.num_rows * metadata.num_columns)
-
-
-def read_parquet(path: Path) -> pl.DataFrame:
-    """Read a Parquet file after its uncompressed size has been checked against the memory."""
-    require_memory(path, parquet_size(path))
-    with readable(path, "Parquet"), pyarrow.parquet.ParquetFile(path) as file:
-        return _frame(file.read())
 
 
 def parquet_blocks(path: Path, n_rows: int) -> Iterator[pl.DataFrame]:

@@ -5,10 +5,11 @@ import math
 import os
 import struct
 import warnings
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import pyarrow
@@ -18,12 +19,14 @@ from invgan.data.files import (
     MAX_DEFLATE_RATIO,
     array_headers,
     main_array,
+    map_array,
+    parquet_blocks,
+    parquet_rows,
     parquet_schema,
     read_array,
-    read_parquet,
     readable,
     require_file,
-    require_memory,
+    room_for,
 )
 from invgan.data.pickles import read_batch
 from invgan.errors import InputError
@@ -31,12 +34,19 @@ from invgan.errors import InputError
 # Formats that Pillow decodes by itself: it would hand others, such as EPS, to another program.
 _FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm"}
+RESAMPLING = Image.Resampling.LANCZOS
 _GREY, _COLOUR = {"1", "L", "LA"}, {"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"}
+
+
+BLOCK_BYTES = 2**24
+"""Pixels that are read or copied at once."""
+PARQUET_BLOCK = 64
+"""Encoded images that are read from a Parquet file at once."""
 
 
 @dataclass(frozen=True, eq=False)
 class Images:
-    """Images of one size.
+    """Images of one size, of which those that are in use take memory: many of them lie in a file.
 
     Attributes
     ----------
@@ -55,8 +65,27 @@ class Images:
     y: np.ndarray | None
     jpeg: bool = False
 
+    def blocks(self) -> Iterator["Images"]:
+        """Yield the images in order, some at a time."""
+        for part in self._slices():
+            y = None if self.y is None else self.y[part]
+            yield replace(self, X=self.X[part], names=self.names[part], y=y)
 
-def read_images(path: str | os.PathLike[str]) -> Images:
+    def where(self, kept: np.ndarray) -> np.ndarray:
+        """X of the images that are marked."""
+        X = room_for("The images", (int(kept.sum()), *self.X.shape[1:]))
+        ends = np.cumsum(kept)
+        for part in self._slices():
+            chosen = self.X[part][kept[part]]
+            X[ends[part][-1] - len(chosen) : ends[part][-1]] = chosen
+        return X
+
+    def _slices(self) -> Iterator[slice]:
+        size = max(1, BLOCK_BYTES // math.prod(self.X.shape[1:]))
+        return (slice(start, start + size) for start in range(0, len(self.X), size))
+
+
+def read_images(path: str | os.PathLike[str], *, size: int | None = None) -> Images:
     """Read a set of images; the format is told by the content, never by the name.
 
     - A folder of PNG, JPEG, BMP, GIF, TIFF, WebP or PPM files in the order of their names; other files and
@@ -67,10 +96,16 @@ def read_images(path: str | os.PathLike[str]) -> Images:
       (n, 3·H·H) and ``labels``.
     - A CIFAR batch in Python's pickle format, read without unpickling.
 
+    What is more than 256 MiB of pixels is decoded into a nameless file in the system's temporary folder (an
+    .npy file is used where it is, an .npz file and a CIFAR batch are read as a whole), and comes into memory
+    where it is used.
+
     Parameters
     ----------
     path : str or path
         The file or folder.
+    size : int, optional
+        Height and width that every image is resized to; without it, all must be of one size.
 
     Returns
     -------
@@ -79,8 +114,8 @@ def read_images(path: str | os.PathLike[str]) -> Images:
     Raises
     ------
     InputError
-        If nothing is there, the format is unknown, a file is damaged, sizes or colours are mixed, or the
-        images would not fit into memory.
+        If nothing is there, the format is unknown, a file is damaged, sizes or colours are mixed, or there
+        is no room for the images.
 
     Examples
     --------
@@ -90,14 +125,16 @@ def read_images(path: str | os.PathLike[str]) -> Images:
     >>> images = read_images(folder)
     >>> images.X.shape, images.names
     ((1, 3, 4, 5), ['black.png'])
+    >>> read_images(folder, size=8).X.shape
+    (1, 3, 8, 8)
     """
     path = Path(path)
     if path.is_dir():
-        return _read_folder(path)
+        return _read_folder(path, size)
     head = require_file(path)
     for magic, reader in _READERS.items():
         if head.startswith(magic):
-            images = reader(path)
+            images = reader(path, size)
             if images.X.size == 0:
                 raise InputError(f"{path}: holds no images; add some.")
             if images.y is not None and len(images.y) != len(images.X):
@@ -181,7 +218,7 @@ def pad_images(X: np.ndarray, size: int) -> np.ndarray:
     return np.pad(X, ((0, 0), (0, 0), (top, size - height - top), (left, size - width - left)))
 
 
-def _read_folder(folder: Path) -> Images:
+def _read_folder(folder: Path, size: int | None) -> Images:
     """Read the image files of a folder, sorted by name."""
     try:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
@@ -191,22 +228,22 @@ def _read_folder(folder: Path) -> Images:
         raise InputError(
             f"{folder}: holds no image files; expected {', '.join(sorted(_SUFFIXES))} directly in the folder."
         )
-    X, jpeg = _decode(folder, len(files), ((str(file), file) for file in files))
+    X, jpeg = _decode(folder, len(files), ((str(file), file) for file in files), size)
     return Images(X, [file.name for file in files], None, jpeg)
 
 
-def _read_idx(path: Path) -> Images:
+def _read_idx(path: Path, size: int | None) -> Images:
     """Read an IDX file of images, and the labels beside it."""
-    X = _idx_array(path, ndim=3)
+    X = _resized(path, _idx_array(path, ndim=3)[:, None], size)
     labels = path.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
     for beside in (path.with_name(labels), path.with_name(f"{labels}.gz")):
         if beside.name != path.name and beside.is_file():
-            return Images(X[:, None], _positions(X), _idx_array(beside, ndim=1).astype(np.int64))
-    return Images(X[:, None], _positions(X), None)
+            return Images(X, _positions(X), _idx_array(beside, ndim=1).astype(np.int64))
+    return Images(X, _positions(X), None)
 
 
 def _idx_array(path: Path, ndim: int) -> np.ndarray:
-    """Read an IDX file of uint8 after its claimed size has been checked against the file and the memory."""
+    """Read an IDX file of uint8 after its claimed size has been checked against the file and the room."""
     is_gzip = require_file(path).startswith(b"\x1f\x8b")
     with readable(path, "IDX"), gzip.open(path) if is_gzip else path.open("rb") as file:
         zero, element, dimensions = struct.unpack(">HBB", file.read(4))
@@ -216,32 +253,48 @@ def _idx_array(path: Path, ndim: int) -> np.ndarray:
                 f"expected unsigned bytes (0x08) and {ndim}; name another file."
             )
         shape = struct.unpack(f">{ndim}I", file.read(4 * ndim))
-        claimed = math.prod(shape)
-        content = b""
+        claimed, found = math.prod(shape), -1
         if claimed <= path.stat().st_size * (MAX_DEFLATE_RATIO if is_gzip else 1):
-            require_memory(path, 2 * claimed)
-            content = file.read(claimed + 1)
-        if len(content) != claimed:
+            values = room_for(path, shape)
+            found = _fill(values.reshape(-1), file) + len(file.read(1))
+        if found != claimed:
             raise InputError(
                 f"{path}: its header claims {'×'.join(map(str, shape))} = {claimed:,} bytes, but the file "
-                f"holds {'more' if len(content) > claimed else 'fewer'}; replace it."
+                f"holds {'more' if found > claimed else 'fewer'}; replace it."
             )
-        return np.frombuffer(bytearray(content), np.uint8).reshape(shape)
+        return values
 
 
-def _read_parquet(path: Path) -> Images:
+def _fill(values: np.ndarray, file: IO[bytes] | gzip.GzipFile) -> int:
+    """Read bytes as long as there are any and room for them; return how many there were."""
+    n_read = 0
+    while content := file.read(min(BLOCK_BYTES, len(values) - n_read)):
+        values[n_read : n_read + len(content)] = np.frombuffer(content, np.uint8)
+        n_read += len(content)
+    return n_read
+
+
+def _read_parquet(path: Path, size: int | None) -> Images:
     """Read a Parquet file that holds each image as an encoded file."""
     column = _image_column(parquet_schema(path))
     if column is None:
         raise InputError(f"{path}: has no column 'image' or 'img' of {{bytes, path}}; it holds no images.")
-    frame = read_parquet(path)
-    content = frame[column].struct.unnest()
-    sources = ((f"{path}, row {i + 1}", bytes(raw or b"")) for i, raw in enumerate(content["bytes"]))
-    X, jpeg = _decode(path, frame.height, sources)
-    paths = content["path"].to_list() if "path" in content.columns else [None] * len(X)
+    paths: list[str | None] = []
+    labels: list[np.ndarray] = []
+
+    def sources() -> Iterator[tuple[str, bytes]]:
+        for frame in parquet_blocks(path, PARQUET_BLOCK):
+            content = frame[column].struct.unnest()
+            first_row = len(paths) + 1
+            paths.extend(content["path"] if "path" in content.columns else [None] * frame.height)
+            if "label" in frame.columns:
+                labels.append(_classes(path, frame["label"].to_numpy()))
+            for row, raw in enumerate(content["bytes"], first_row):
+                yield f"{path}, row {row}", bytes(raw or b"")
+
+    X, jpeg = _decode(path, parquet_rows(path), sources(), size)
     names = [str(i) if name is None else str(name) for i, name in enumerate(paths)]
-    y = _classes(path, frame["label"].to_numpy()) if "label" in frame.columns else None
-    return Images(X, names, y, jpeg)
+    return Images(X, names, np.concatenate(labels) if labels else None, jpeg)
 
 
 def _image_column(schema: pyarrow.Schema) -> str | None:
@@ -253,11 +306,11 @@ def _image_column(schema: pyarrow.Schema) -> str | None:
     return None
 
 
-def _read_numpy(path: Path) -> Images:
+def _read_numpy(path: Path, size: int | None) -> Images:
     """Read X (n, C, H, W) and y, or ImageNet32's data (n, 3·H·H) and labels."""
     headers = array_headers(path)
     if {"data", "labels"} <= set(headers):
-        X = _unflatten(path, read_array(path, "data"))
+        X = _resized(path, _unflatten(path, read_array(path, "data")), size)
         return Images(X, _positions(X), _classes(path, read_array(path, "labels")))
     name = main_array(headers)
     if name is None:
@@ -268,17 +321,17 @@ def _read_numpy(path: Path) -> Images:
             f"{path}: array {name!r} has shape {shape} and type {dtype}, expected uint8 images "
             "(n, 1 or 3, height, width); convert or transpose it."
         )
-    X = np.ascontiguousarray(read_array(path, name))
+    X = _resized(path, np.ascontiguousarray(map_array(path, name)), size)
     y = _classes(path, read_array(path, "y")) if "y" in headers and name != "y" else None
     return Images(X, _positions(X), y)
 
 
-def _read_pickle(path: Path) -> Images:
+def _read_pickle(path: Path, size: int | None) -> Images:
     """Read a CIFAR batch: data (n, 3072), labels and filenames."""
     batch = read_batch(path)
     if not isinstance(batch.get("data"), np.ndarray):
         raise InputError(f"{path}: has no array 'data' of images; name one of CIFAR's batches.")
-    X = _unflatten(path, batch["data"])
+    X = _resized(path, _unflatten(path, batch["data"]), size)
     labels = batch.get("labels", batch.get("fine_labels"))
     names = batch.get("filenames", _positions(X))
     return Images(X, names, None if labels is None else _classes(path, np.asarray(labels)))
@@ -294,8 +347,10 @@ _READERS = {
 }
 
 
-def _decode(path: Path, count: int, sources: Iterable[tuple[str, Path | bytes]]) -> tuple[np.ndarray, bool]:
-    """Decode image files of one size and kind, each checked by its header before it takes memory."""
+def _decode(
+    path: Path, count: int, sources: Iterable[tuple[str, Path | bytes]], size: int | None
+) -> tuple[np.ndarray, bool]:
+    """Decode image files of one kind, and one size if none is given, checked by their headers first."""
     X, first, jpeg = np.empty(0, np.uint8), ("", (0, 0), False), False
     with warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -313,14 +368,29 @@ def _decode(path: Path, count: int, sources: Iterable[tuple[str, Path | bytes]])
                 grey = image.mode in _GREY
                 if i == 0:
                     first = (place, image.size, grey)
-                    shape = (count, 1 if grey else 3, image.height, image.width)
-                    require_memory(path, math.prod(shape))
-                    X = np.empty(shape, np.uint8)
-                _require_alike(first, (place, image.size, grey))
-                pixels = np.asarray(image.convert("L" if grey else "RGB"))
-                X[i] = pixels if grey else pixels.transpose(2, 0, 1)
+                    height, width = (size, size) if size else (image.height, image.width)
+                    X = room_for(path, (count, 1 if grey else 3, height, width))
+                _require_alike(first, (place, first[1] if size else image.size, grey))
+                pixels = image.convert("L" if grey else "RGB")
+                X[i] = _planes(pixels.resize((size, size), RESAMPLING) if size else pixels)
                 jpeg |= image.format == "JPEG"
     return X, jpeg
+
+
+def _planes(image: Image.Image) -> np.ndarray:
+    """Bring a grey or coloured image to shape (C, H, W)."""
+    return np.atleast_3d(np.asarray(image)).transpose(2, 0, 1)
+
+
+def _resized(path: Path, X: np.ndarray, size: int | None) -> np.ndarray:
+    """Resize images that are decoded already."""
+    if size is None or X.shape[2:] == (size, size):
+        return X
+    resized = room_for(path, (*X.shape[:2], size, size))
+    for found, pixels in zip(resized, X, strict=True):
+        image = Image.fromarray(pixels[0] if len(pixels) == 1 else pixels.transpose(1, 2, 0))
+        found[:] = _planes(image.resize((size, size), RESAMPLING))
+    return resized
 
 
 def _require_alike(first: tuple[str, tuple[int, int], bool], this: tuple[str, tuple[int, int], bool]) -> None:
@@ -329,7 +399,7 @@ def _require_alike(first: tuple[str, tuple[int, int], bool], this: tuple[str, tu
     if size != (width, height):
         raise InputError(
             f"{place}: is {size[0]}×{size[1]} pixels, but {first_place} is {width}×{height}; "
-            "make all images one size."
+            "make all images one size, or have them resized by --resize or size=."
         )
     if grey != first_grey:
         kinds = {True: "grey", False: "in colour"}

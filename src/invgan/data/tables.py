@@ -229,6 +229,7 @@ def read_data(
     min_rows: int = 2,
     columns: Columns | Infer | None = None,
     sample_seed: int | None = None,
+    size: int | None = None,
 ) -> Table | Images:
     """Read whatever the path holds: images (see `read_images`) or else a table (see `read_table`).
 
@@ -246,6 +247,8 @@ def read_data(
     columns : Columns or Infer, optional
     sample_seed : int, optional
         As in `read_table`, for tables.
+    size : int, optional
+        As in `read_images`, for images.
 
     Returns
     -------
@@ -266,19 +269,23 @@ def read_data(
     """
     if not holds_images(path):
         return read_table(path, label=label, min_rows=min_rows, columns=columns, sample_seed=sample_seed)
-    images = read_images(path)
+    images = read_images(path, size=size)
     if label is not None and images.y is None:
         raise InputError(f"{path}: these images have no labels, so no {label!r}; leave the label out.")
     return images
 
 
 def read_blocks(
-    path: str | os.PathLike[str], *, label: str | None = None, columns: Columns | None = None
+    path: str | os.PathLike[str],
+    *,
+    label: str | None = None,
+    columns: Columns | None = None,
+    size: int | None = None,
 ) -> Iterator[Table | Images]:
-    """Read what `read_data` reads, but a table block by block, in memory that does not grow with its rows.
+    """Read what `read_data` reads, but block by block, in memory that does not grow with the rows.
 
-    Blocks have as many rows as make about half a million numbers. Only an .npz file, being an archive, is
-    read as a whole, and so are images, which come as one block.
+    Blocks have as many rows as make about half a million numbers, or 16 MiB of pixels. Only an .npz file,
+    being an archive, is read as a whole.
 
     Parameters
     ----------
@@ -289,6 +296,8 @@ def read_blocks(
         are numbers or text shows only when all of them have been read.
     columns : Columns, optional
         As in `read_table`, for tables.
+    size : int, optional
+        As in `read_images`, for images.
 
     Yields
     ------
@@ -309,7 +318,9 @@ def read_blocks(
     [(512, 1024), (488, 1024)]
     """
     if holds_images(path):
-        yield read_data(path, label=label)
+        images = read_data(path, label=label, size=size)
+        assert isinstance(images, Images)
+        yield from images.blocks()
         return
     source = _open(Path(path), label, columns)
     n_rows = 0

@@ -193,7 +193,9 @@ class DensityEstimator(NeuralDetector):
         training = rows[split.training]
         self._check_batch_size(len(training))
         self.quantized_ = rows.dtype == torch.uint8
-        self.scaling_ = _cells_to_unit_range(training) if self.quantized_ else self._scale(training)
+        self.scaling_ = (
+            _cells_to_unit_range(training) if self.quantized_ else self._scale(rows, split.training)
+        )
         with _seeded(seed):
             self.model_ = self._new_model(1 / self.scaling_.scale.item() if self.quantized_ else 0.0)
             if self._is_convolutional():

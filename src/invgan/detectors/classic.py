@@ -45,9 +45,9 @@ class _FittedByScikitLearn(AnomalyDetector):
 
     def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:
         # There is nothing to stop early, so the validation rows are learned from as well.
-        learned = rows[np.sort(np.concatenate([split.training, split.validation]))]
-        self.scaling_ = self._scale(learned)
-        self.arrays_ = self._learn(self._flat(learned).numpy(), seed)
+        learned = np.sort(split.learned)
+        self.scaling_ = self._scale(rows, learned)
+        self.arrays_ = self._learn(self._flat(rows[learned]).numpy(), seed)
 
     def _n_values(self) -> int:
         return math.prod(self.data_shape_)
@@ -176,13 +176,13 @@ class IsolationForest(_FittedByScikitLearn):
     n_estimators: int = 100
     max_samples: int = 256
 
-    def _scale(self, training: Tensor) -> AffineScaling:
+    def _scale(self, rows: Tensor, which: np.ndarray) -> AffineScaling:
         # Splits have no unit, but trees compare in single precision, of which one huge value in a column's
         # standard deviation would leave nothing for all others.
-        scaling = super()._scale(training)
+        scaling = super()._scale(rows, which)
         if len(self.data_shape_) != 1:
             return scaling
-        quartiles = np.quantile(training.double().numpy(), [0.25, 0.5, 0.75], axis=0)
+        quartiles = np.quantile(rows[which].double().numpy(), [0.25, 0.5, 0.75], axis=0)
         low, middle, high = torch.from_numpy(quartiles)
         return AffineScaling(middle, torch.where(high > low, high - low, scaling.scale), self.data_shape_)
 

@@ -88,7 +88,7 @@ class ImplicitLikelihood(LatentDetector):
         self.latent_dim_ = int(self.latent_dim)
         generator = copy.deepcopy(self.generator).eval().requires_grad_(False).float().cpu()
         _check_generator(generator, self.latent_dim_, self.data_shape_)
-        self.scaling_ = self._scale(training)
+        self.scaling_ = self._scale(rows, split.training)
         draws = torch.Generator().manual_seed(seed)
         n_features, n_centers = math.prod(self.data_shape_), self._choose_n_centers(len(training))
         self.model_ = Inverse(

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor, nn
@@ -152,22 +153,22 @@ class InvGAN(LatentDetector):
     # ---------------------------------------------------------------- fitting
 
     def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:
-        training = rows[split.training]
-        self._check_consistency(len(training))
-        self.latent_dim_ = self._choose_latent_dim(len(training))
-        self.scaling_ = self._scale(training)
+        n_training = len(split.training)
+        self._check_consistency(n_training)
+        self.latent_dim_ = self._choose_latent_dim(n_training)
+        self.scaling_ = self._scale(rows, split.training)
         draws = torch.Generator().manual_seed(seed)
-        self.model_ = gan = self._networks(self._choose_n_centers(len(training)))
+        self.model_ = gan = self._networks(self._choose_n_centers(n_training))
         if self.generator is None:
             for part in (gan.generator, gan.discriminator, gan.inference):
                 networks.initialize(part.to_empty(device="cpu"), draws)
         self._initialize_variance(draws, seed)
         self._train_and_prepare(rows, split, seed)
 
-    def _scale(self, training: Tensor) -> AffineScaling:
+    def _scale(self, rows: Tensor, which: np.ndarray) -> AffineScaling:
         if self.unskew and len(self.data_shape_) == 1:
-            return UnskewedScaling.standardize(training)
-        return super()._scale(training)
+            return UnskewedScaling.standardize(rows[which])
+        return super()._scale(rows, which)
 
     def _check_consistency(self, n_training: int) -> None:
         given = [self.generator is not None, self.discriminator is not None, self.inference is not None]

@@ -47,6 +47,10 @@ MAX_COMPONENTS = 5000
 """Rows that carry a component of the aggregate density, chosen at random where there are more."""
 MAX_VARIANCE_ROWS = 50_000
 """Training rows by which σ is fitted again, chosen at random where there are more: 200 for each centre."""
+MAX_COMPONENT_VALUES, MAX_VARIANCE_VALUES = 2**25, 2**28
+"""Of large images there are fewer: no more numbers are held (in a component's axes 20 times as many)."""
+FEWEST = 64
+"""Components and rows that there are however large the images."""
 SEARCH_BLOCK = 16
 """Rows whose modes are searched for together: all wait for the slowest, and samples make them many anyway."""
 MAX_TYPICAL = 64
@@ -165,7 +169,7 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
     def _train_and_prepare(self, rows: Tensor, split: Split, seed: int) -> None:
         """Train the model on the split's rows and make it ready to score."""
         self._train(rows, split, seed)
-        self._prepare_scoring(rows[split.learned], rows[split.calibration], seed)
+        self._prepare_scoring(rows, split.learned, rows[split.calibration], seed)
         held_out = split.calibration if len(split.calibration) else split.validation
         which = spread(np.arange(len(held_out)), MAX_TYPICAL)
         omitted = self._own_components(len(held_out))[which] if len(split.calibration) else None
@@ -173,15 +177,18 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
 
     # ---------------------------------------------------------------- scoring
 
-    def _prepare_scoring(self, rows: Tensor, calibration: Tensor, seed: int) -> None:
+    def _prepare_scoring(self, rows: Tensor, learned: np.ndarray, calibration: Tensor, seed: int) -> None:
         """Bring the trained networks to scoring precision, fit σ around the data, build the aggregate.
 
         Calibration rows carry components of the aggregate where there is room for all of them.
         """
         gan = self.model_
-        shuffled = np.random.default_rng([seed, 1]).permutation(len(rows))
-        seen, chosen = (np.sort(shuffled[:most]) for most in (MAX_VARIANCE_ROWS, MAX_COMPONENTS))
-        rows = rows[seen]
+        shuffled = np.random.default_rng([seed, 1]).permutation(len(learned))
+        n_features = math.prod(self.data_shape_)
+        n_components = min(MAX_COMPONENTS, max(FEWEST, MAX_COMPONENT_VALUES // n_features))
+        n_variance_rows = min(MAX_VARIANCE_ROWS, max(FEWEST, MAX_VARIANCE_VALUES // n_features))
+        seen, chosen = (np.sort(shuffled[:most]) for most in (n_variance_rows, n_components))
+        rows = rows[learned[seen]]
         with self._scoring():
             codes = self._encode(rows)
             if self._choice("centers") == "data":
@@ -193,7 +200,7 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
                 gan.variance.fit_weights(codes, scaled - means)
             of_seen = torch.from_numpy(np.searchsorted(seen, chosen))
             reference, codes = rows[of_seen], codes[of_seen]
-            if len(reference) + len(calibration) > MAX_COMPONENTS:
+            if len(reference) + len(calibration) > n_components:
                 calibration = calibration[:0]
             carriers = torch.cat([reference, calibration])
             centers = self._blocks(lambda block: self._prepare(block).flatten(1), carriers)
@@ -387,24 +394,27 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
             names[:] = results
             return torch.stack([result.double() for result in results.values()], 1)
 
-        observed = torch.ones(rows.shape, dtype=torch.bool) if rows.dtype == torch.uint8 else ~rows.isnan()
-        if method == "riemannian":
-            self._check_rank(observed.flatten(1).sum(1))
-        complete = observed.flatten(1).all(1)
+        # Pixels are never missing, and there may be no room for a copy of them.
+        groups: list[tuple[Any, tuple[Tensor, ...]]] = [(slice(None), ())]
+        if rows.is_floating_point():
+            observed = ~rows.isnan()
+            if method == "riemannian":
+                self._check_rank(observed.flatten(1).sum(1))
+            complete = observed.flatten(1).all(1).numpy()
+            parts = ((complete, ()), (~complete, (observed[~complete],)))
+            groups = [(which, masks) for which, masks in parts if which.any()]
         omitted = torch.full((len(rows),), -1) if omitted is None else omitted
         # Rows that took no search beside rows that did have none that could fail.
         found: defaultdict[str, np.ndarray] = defaultdict(lambda: np.ones(len(rows)))
         with self._scoring():
-            for which, masks in ((complete, ()), (~complete, (observed[~complete],))):
-                if not which.any():
-                    continue
+            for which, masks in groups:
                 arguments = (rows[which], omitted[which], *masks)
                 if method in CHEAP_METHODS:
                     part = self._blocks(columns, *arguments)
                 else:
                     part = in_blocks(columns, *arguments, size=SEARCH_BLOCK)
                 for name, column in zip(names, part.cpu().numpy().T, strict=True):
-                    found[name][which.numpy()] = column
+                    found[name][which] = column
         values, error = found.pop("values"), found.pop("standard_error", None)
         flags = ("converged", "reliable", "rank_deficient")
         diagnostics = {name: a.astype(bool) if name in flags else a for name, a in found.items()}

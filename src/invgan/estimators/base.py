@@ -36,6 +36,8 @@ MIN_ROWS_TO_TRIM = 40
 """Rows of which each half still leaves enough to learn from."""
 INFINITE = "inf"
 """Stands in a model file for a parameter that is infinite, which JSON has no number for."""
+EXTREMES_BLOCK = 1024
+"""Images whose extremes are looked for at once."""
 MAX_DONORS = 2000
 """Training rows among which the nearest is looked for, to learn from a row with missing values."""
 
@@ -122,6 +124,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     columns_ : Columns, or None
         What the columns of the table hold, where not all are numbers: a table to score is encoded alike. For
         a file's, whoever read it sets this; it is saved as well.
+    image_size_ : int, or None
+        Height and width that images to score are to be resized to, if those of the fit were. Whoever read
+        these sets it; it is saved as well.
     """
 
     _registry: ClassVar[dict[str, type["AnomalyDetector"]]] = {}
@@ -138,6 +143,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     random_state: Any = None
     scaling_: AffineScaling = field(init=False)
     columns_: Columns | None = field(init=False)
+    image_size_: int | None = field(init=False)
     _fitted_parameters: dict[str, Any] = field(init=False)
     """What the model was fitted and calibrated with: parameters set later wait for the next fit."""
 
@@ -190,7 +196,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         """
         self._validate_params()
         self._fitted_parameters = self.get_params(deep=False)
-        self.columns_ = None
+        self.columns_ = self.image_size_ = None
         rows = self._check_rows(X, fitting=True, missing=self._marginalises)
         self._refuse_empty_columns(rows)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
@@ -312,16 +318,21 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             "feature_names": [str(name) for name in getattr(self, "feature_names_in_", [])] or None,
             "false_positive_rate": self.false_positive_rate_,
             "columns": None if self.columns_ is None else self.columns_.to_json(),
+            "image_size": self.image_size_,
         }
         calibration = {"calibration_scores": torch.from_numpy(self.calibration_scores_)}
         artifact.write(
             path, kind="model", metadata=fitted | {"model": metadata}, tensors=tensors | calibration
         )
 
-    def _scale(self, training: Tensor) -> AffineScaling:
+    def _scale(self, rows: Tensor, which: np.ndarray) -> AffineScaling:
+        """Choose the networks' units by the raw rows numbered ``which``."""
         if len(self.data_shape_) == 1:
-            return AffineScaling.standardize(training)
-        return AffineScaling.to_unit_range(training)
+            return AffineScaling.standardize(rows[which])
+        # Of more images than memory holds, the extremes of each block's pixels stand for them.
+        blocks = np.array_split(which, math.ceil(len(which) / EXTREMES_BLOCK))
+        extremes = [extreme for block in blocks for extreme in rows[block].aminmax(dim=0)]
+        return AffineScaling.to_unit_range(torch.stack(extremes))
 
     def _restore_scaling(self, tensors: dict[str, Tensor]) -> None:
         """Rebuild the scaling from a model file's tensors "scaling.*"."""
@@ -523,6 +534,9 @@ def load(path: str | Path) -> AnomalyDetector:
         detector.columns_ = None if columns is None else Columns.from_json(columns)
         if detector.columns_ is not None and len(detector.columns_.features) != detector.n_features_in_:
             raise ValueError(f"its columns make {len(detector.columns_.features)} numbers of a row")
+        size = detector.image_size_ = metadata.get("image_size")
+        if size is not None and detector.data_shape_[1:] != (size, size):
+            raise ValueError(f"its images are resized to {size}×{size}, which is not their shape")
         detector.calibration_scores_ = tensors.pop("calibration_scores").numpy()
         for name, tensor in tensors.items():
             if not tensor.isfinite().all():

@@ -96,13 +96,13 @@ class NeuralDetector(AnomalyDetector):
 
     def _train(self, rows: Tensor, split: Split, seed: int) -> None:
         """Train the model on the split's rows and bring it to scoring precision."""
-        training, validation = rows[split.training], rows[split.validation]
-        schedule = self._schedule(len(training))
+        schedule = self._schedule(len(split.training))
         with progress_bar("training", schedule.max_steps, enabled=self.verbose) as on_log:
             self.history_ = train(
                 self.model_,
-                training,
-                validation,
+                rows,
+                rows[split.validation],
+                numbers=split.training,
                 prepare=self.scaling_,
                 schedule=schedule,
                 seed=seed,
@@ -140,7 +140,7 @@ class NeuralDetector(AnomalyDetector):
         settings = {name: v for name, v in self._plain_parameters().items() if name not in irrelevant}
         settings |= {"seed": seed, "precision": self._choose_precision(), "networks": repr(self.model_)}
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
-        digest.update(rows.numpy().tobytes())
+        digest.update(rows.numpy().data)
         for tensor in self.model_.state_dict().values():  # initial weights: yours, if the networks are
             digest.update(tensor.contiguous().numpy().tobytes())
         return Checkpointing(Path(self.checkpoint), self.checkpoint_every, digest.hexdigest())

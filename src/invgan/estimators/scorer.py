@@ -61,7 +61,7 @@ class ScorerDetector(NeuralDetector):
         training = rows[split.training]
         self._check_batch_size(len(training))
         self.latent_dim_ = int(self.latent_dim or self._default_latent_dim())
-        self.scaling_ = self._scale(training)
+        self.scaling_ = self._scale(rows, split.training)
         self.model_ = self._build({}).to_empty(device="cpu")
         for buffer in self.model_.buffers():
             buffer.zero_()

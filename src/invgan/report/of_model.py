@@ -88,6 +88,7 @@ def model_card(detector: InvGAN) -> dict[str, dict[str, Any]]:
             "data": (
                 f"table of {shape[0]} columns" if len(shape) == 1 else f"images, {'×'.join(map(str, shape))}"
             ),
+            **({"resized": "from any size"} if detector.image_size_ is not None else {}),
             **({"columns": ", ".join(names[:20]) + (", …" if len(names) > 20 else "")} if names else {}),
             "preset": detector.preset or "default",
             "log-likelihood": likelihood_of(detector),
