@@ -39,7 +39,7 @@ LOG_EVERY = 20
 """Steps between two looks at the losses: otherwise the loop does not wait for the device."""
 
 SMALL_NETWORK = 1_000_000
-"""Parameters below which a second thread only slows a CPU down."""
+"""Parameters, of a network or a mixture, below which a second thread only slows a CPU down."""
 
 VALIDATION_BLOCK = 512
 """Held-out rows scored at once: 5,000 images in one go would take gigabytes."""
@@ -369,7 +369,7 @@ def _run(
     draw = _row_sampler(rows, numbers, prepare, schedule.batch_size, seed, fabric)
     held_out = None if validation_rows is None else validation_rows.to(device)
 
-    with threads_for(model, device), _own_global_noise(seed, device) as global_noise:
+    with threads_for(n_parameters(model), device), _own_global_noise(seed, device) as global_noise:
         run = _Run(model, schedule, seed, fabric, global_noise)
         if checkpointing is not None:
             run.restore_or_save(checkpointing)
@@ -677,11 +677,16 @@ def _own_global_noise(seed: int, device: torch.device) -> Iterator[torch.Generat
         yield generator.manual_seed(seed)
 
 
+def n_parameters(model: nn.Module) -> int:
+    """Count a model's parameters."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 @contextlib.contextmanager
-def threads_for(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Train a small network on one thread: handing its tiny operations around costs more than they do."""
+def threads_for(size: int, device: torch.device) -> Iterator[None]:
+    """Run a network of so few parameters on one thread: handing its tiny operations around costs more."""
     threads = torch.get_num_threads()
-    if device.type == "cpu" and sum(parameter.numel() for parameter in model.parameters()) < SMALL_NETWORK:
+    if device.type == "cpu" and size < SMALL_NETWORK:
         torch.set_num_threads(1)
     try:
         yield

@@ -406,7 +406,7 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         omitted = torch.full((len(rows),), -1) if omitted is None else omitted
         # Rows that took no search beside rows that did have none that could fail.
         found: defaultdict[str, np.ndarray] = defaultdict(lambda: np.ones(len(rows)))
-        with self._scoring():
+        with self._scoring(self.mixture_.tangents.basis.numel() if method == "aggregate" else None):
             for which, masks in groups:
                 arguments = (rows[which], omitted[which], *masks)
                 if method in CHEAP_METHODS:

@@ -23,6 +23,7 @@ from invgan.training import (
     Schedule,
     Trainable,
     convolution_precision,
+    n_parameters,
     progress_bar,
     single_precision,
     threads_for,
@@ -162,13 +163,14 @@ class NeuralDetector(AnomalyDetector):
         self.scaling_.to(self._device())
 
     @contextmanager
-    def _scoring(self) -> Iterator[None]:
+    def _scoring(self, size: int | None = None) -> Iterator[None]:
+        """Score alike on any device; by how many parameters, if not the networks', decides on threads."""
         device = self._device()
         with (
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
             single_precision(device),
-            threads_for(self.model_, device),
+            threads_for(n_parameters(self.model_) if size is None else size, device),
         ):
             yield
 

@@ -29,7 +29,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
-from torch import Tensor, nn
+from torch import Tensor
 
 from invgan import data
 from invgan.data.synthetic import generator as known_mean
@@ -148,7 +148,7 @@ def run(*, quick: bool = False, out: Path = Path("results")) -> dict[str, Any]:
     settings |= {name: settings[name]._asdict() for name in ("digits", "mnist")}
 
     def measure(part: str) -> Point:
-        with threads_for(nn.Module(), torch.device("cpu")) if part in SYNTHETIC else nullcontext():
+        with threads_for(0, torch.device("cpu")) if part in SYNTHETIC else nullcontext():
             return parts[part]()
 
     record = Record(out / "estimates.json", settings, (SEED,), quick)
