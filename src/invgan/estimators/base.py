@@ -182,7 +182,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         Parameters
         ----------
         X : array or table of shape (n, D), or images of shape (n, C, H, W)
-            Normal rows; tables (NumPy, pandas, polars), images as integers or floats. Text, categories
+            Normal rows; tables (NumPy, pandas, polars), images as integers or floats. Images in bytes may
+            be a memory map (``np.load(path, mmap_mode="c")``), of which no copy is made. Text, categories
             and truth values of a pandas or polars table become numbers as in
             :class:`~invgan.data.Columns`, whose names are then in ``feature_names_in_``. Where the
             score is a likelihood that can marginalise, NaN stands for a value that is not known: to
