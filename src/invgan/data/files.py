@@ -88,8 +88,9 @@ def room_for(place: object, shape: tuple[int, ...]) -> np.ndarray:
     if size <= MAX_IN_MEMORY:
         require_memory(place, size)
         return np.empty(shape, np.uint8)
-    folder = tempfile.gettempdir()
+    folder = "the temporary folder"
     try:
+        folder = tempfile.gettempdir()
         free = shutil.disk_usage(folder).free
         if size > free:
             raise InputError(

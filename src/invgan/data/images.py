@@ -292,7 +292,9 @@ def _read_parquet(path: Path, size: int | None) -> Images:
             for row, raw in enumerate(content["bytes"], first_row):
                 yield f"{path}, row {row}", bytes(raw or b"")
 
-    X, jpeg = _decode(path, parquet_rows(path), sources(), size)
+    X, jpeg = _decode(path, n_rows := parquet_rows(path), sources(), size)
+    if len(paths) != n_rows:
+        raise InputError(f"{path}: claims {n_rows} rows, but holds {len(paths)}; replace it.")
     names = [str(i) if name is None else str(name) for i, name in enumerate(paths)]
     return Images(X, names, np.concatenate(labels) if labels else None, jpeg)
 
