@@ -123,3 +123,16 @@ def test_every_command_of_the_page_on_tables_runs(tmp_path, capsys):
         "patients.csv", "later.csv", "model", "suspicious", "scores.csv", "report.html",
         "pictures", "picture-model", "picture-scores.csv", "pictures.html"
     }  # fmt: skip
+
+
+def test_the_page_on_tables_has_the_explanations_that_were_measured():
+    text = (ROOT / "docs" / "tables.md").read_text()
+    lines = [line for line in text.splitlines() if line.startswith(("| shifted", "| replaced"))]
+    cells = [[cell.strip() for cell in line.split("|")[2:-1]] for line in lines]
+    measured = json.loads((ROOT / "results" / "explanations.json").read_text())["table"]["rows"]
+    found = {(kind, name): (share, chance) for kind, name, share, chance, _ in measured}
+    names = ("InvGAN.explain", "SHAP", "z-score")
+    assert cells == [
+        [*(found[kind, name][0] for name in names), found[kind, "SHAP"][1]]
+        for kind in ("shifted", "replaced")
+    ]
