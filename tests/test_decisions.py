@@ -35,6 +35,13 @@ def test_the_training_rows_have_their_share_of_anomalies_and_the_test_is_the_sam
     assert not np.array_equal(found[-1].train, other.train)
 
 
+def test_of_normal_rows_alone_half_train_and_all_anomalies_are_in_the_test(tables, monkeypatch):
+    split = decisions.split("1_made", None, 0)
+    assert (len(split.train), len(split.test), split.labels.sum()) == (250, 250 + 90, 90)
+    monkeypatch.setattr(decisions, "MAX_NORMAL_ROWS", 50)
+    assert len(decisions.split("1_made", None, 0).train) == 50
+
+
 def test_few_anomalies_make_few_training_rows(tables, monkeypatch):
     monkeypatch.setattr(decisions, "CONTAMINATIONS", (0.0, 0.5))
     assert len(decisions.split("1_made", 0.5, 0).train) == 90
@@ -72,6 +79,7 @@ class ByLastColumn:
 
     def fit(self, X):
         self.share = X[:, -1].mean()
+        self.calibration_scores_ = X[:10, 0]
         return self
 
     def score_samples(self, X):
@@ -85,7 +93,7 @@ def test_the_table_is_of_means_over_tables_and_seeds(tables, tmp_path, monkeypat
     monkeypatch.setattr(decisions, "InvGAN", ByLastColumn)
     found = decisions.run(out=tmp_path / "out", seeds=(0, 1))
     rows = {name: cells for name, *cells in found["table"]["rows"]}
-    assert found["table"]["columns"][1:] == ["0%", "1%", "5%", "10%"]
+    assert found["table"]["columns"][1:] == ["0%", "1%", "5%", "10%", "0%, up to 20,000 rows"]
     areas = {0.0: [], 0.1: []}
     for table in ("1_made", "2_made"):
         for seed in (0, 1):
@@ -95,12 +103,14 @@ def test_the_table_is_of_means_over_tables_and_seeds(tables, tmp_path, monkeypat
                 values.append(roc_auc_score(split.labels, -scores))
     for system, trim in decisions.OURS.items():
         error = np.std(areas[trim], ddof=1) / 2
-        assert rows[f"AUROC, {system}"][-1] == f"{np.mean(areas[trim]):.3f} ± {error:.3f}"
+        assert rows[f"AUROC, {system}"][3] == f"{np.mean(areas[trim]):.3f} ± {error:.3f}"
         assert [rows[f"P(p ≤ {level}), {system}"][0] for level in (0.1, 0.2)] == [
             "0.000 ± 0.000",
             "1.000 ± 0.000",
         ]
         assert rows[f"power at 0.05, {system}"][0] == "1.000 ± 0.000"
+    assert rows["power at 0.05, InvGAN"][-1] == "1.000 ± 0.000"
+    assert rows["AUROC, kNN"][-1] == ""
     assert (tmp_path / "out" / "decisions.json").exists()
     assert (tmp_path / "out" / "decisions.png").exists()
 
