@@ -136,3 +136,15 @@ def test_the_page_on_tables_has_the_explanations_that_were_measured():
         [*(found[kind, name][0] for name in names), found[kind, "SHAP"][1]]
         for kind in ("shifted", "replaced")
     ]
+
+
+def test_the_page_on_tables_has_the_decisions_that_were_measured():
+    lines = (ROOT / "docs" / "tables.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| anomalies among"))
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in lines[start : lines.index("", start)]
+    ]
+    measured = json.loads((ROOT / "results" / "decisions.json").read_text())["table"]
+    assert cells[0] == measured["columns"]
+    assert len(cells) > 2
+    assert all(row in measured["rows"] for row in cells[2:])
