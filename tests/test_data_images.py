@@ -125,6 +125,12 @@ def test_decoded_images_are_resized_as_image_files_are(tmp_path: Path, images: n
     np.testing.assert_array_equal(read_images(tmp_path, size=8).X, images)
 
 
+def test_a_size_without_pixels_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        read_images(write(tmp_path, GREY, "folder"), size=0)
+    assert str(error.value) == "The 'size' parameter of read_images must be at least 1. Got 0 instead."
+
+
 def test_sixteen_bit_pixels_and_folders_without_images_are_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path).startswith(f"{tmp_path.name}: holds no image files; expected .bmp, .gif, ")
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(tmp_path / "a.png")
@@ -440,11 +446,12 @@ def write(path: Path, images: np.ndarray, kind: str) -> Path:
 
 @pytest.mark.parametrize("kind", ["folder", "parquet", "idx.gz", "npy"])
 def test_many_images_lie_in_a_file_and_are_the_same(tmp_path: Path, little_memory: None, kind: str) -> None:
-    read = read_images(write(tmp_path, GREY, kind))
+    path = write(tmp_path, GREY, kind)
+    read = read_images(path)
     np.testing.assert_array_equal(read.X, GREY)
     assert lies_in_a_file(read.X)
     read.X[:] = 0  # which stays out of the user's own file
-    np.testing.assert_array_equal(read_images(write(tmp_path, GREY, kind)).X, GREY)
+    np.testing.assert_array_equal(read_images(path).X, GREY)
 
 
 def test_a_resized_array_of_many_images_lies_in_a_file_too(tmp_path: Path, little_memory: None) -> None:

@@ -128,6 +128,8 @@ def read_images(path: str | os.PathLike[str], *, size: int | None = None) -> Ima
     >>> read_images(folder, size=8).X.shape
     (1, 3, 8, 8)
     """
+    if size is not None and size < 1:
+        raise InputError(f"The 'size' parameter of read_images must be at least 1. Got {size} instead.")
     path = Path(path)
     if path.is_dir():
         return _read_folder(path, size)
