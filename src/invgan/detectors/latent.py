@@ -44,7 +44,11 @@ PRIOR_DRAWS = 10_000
 ROWS_PER_CENTER = 8
 """Training rows for each of σ's centres by default, at least: with fewer σ learns single rows' residuals."""
 MAX_COMPONENTS = 5000
-"""Rows that carry a component of the aggregate density, chosen at random where there are more."""
+"""Rows that carry a component of the aggregate density, chosen at random where there are more.
+
+Images on an accelerator, where the components' tangents take seconds rather than minutes, have as many as
+there is room for.
+"""
 MAX_VARIANCE_ROWS = 50_000
 """Training rows by which σ is fitted again, chosen at random where there are more: 200 for each centre."""
 MAX_COMPONENT_VALUES, MAX_VARIANCE_VALUES = 2**25, 2**28
@@ -185,7 +189,9 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         gan = self.model_
         shuffled = np.random.default_rng([seed, 1]).permutation(len(learned))
         n_features = math.prod(self.data_shape_)
-        n_components = min(MAX_COMPONENTS, max(FEWEST, MAX_COMPONENT_VALUES // n_features))
+        n_components = max(FEWEST, MAX_COMPONENT_VALUES // n_features)
+        if len(self.data_shape_) == 1 or self._device().type == "cpu":
+            n_components = min(MAX_COMPONENTS, n_components)
         n_variance_rows = min(MAX_VARIANCE_ROWS, max(FEWEST, MAX_VARIANCE_VALUES // n_features))
         seen, chosen = (np.sort(shuffled[:most]) for most in (n_variance_rows, n_components))
         rows = rows[learned[seen]]

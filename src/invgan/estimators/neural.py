@@ -30,6 +30,9 @@ from invgan.training import (
     train,
 )
 
+SCORED_AT_ONCE = 256
+"""Rows that an accelerator scores at once: fewer leave it waiting for the next."""
+
 
 @dataclass(eq=False, repr=False, kw_only=True)
 class NeuralDetector(AnomalyDetector):
@@ -182,6 +185,8 @@ class NeuralDetector(AnomalyDetector):
 
     def _blocks(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         """Apply a function to aligned tensors in blocks of the size that suits the networks."""
+        if self._device().type == "cuda":
+            return in_blocks(function, *rows, size=SCORED_AT_ONCE)
         return in_blocks(function, *rows, size=32 if self._is_convolutional() else 128)
 
     # ---------------------------------------------------------------- model file

@@ -21,14 +21,20 @@ SMALLEST_SCALE = 1e-4
 """Least squared unit of a row's noise, as a share of the median one: among duplicates it would be zero."""
 N_FOLDS = 5
 """Folds of the cross-validation that chooses the bandwidths."""
+MAX_FOLDED = 5000
+"""Reference rows that are dealt into folds, at most: the bandwidths are in units that rows bring along."""
 MAX_QUERIES = 1000
 """Rows of which the cross-validated likelihood is taken, at most."""
+MAX_ALL = 5000
+"""Components that every row is compared with; of more than that, only those near it."""
 MAX_NEAR = 256
-"""Components that each of them is compared with, the nearest: those further away add next to nothing."""
-JACOBIAN_BLOCK = 64
-"""Rows whose Jacobian is computed at once."""
+"""Components that count as near, the nearest: those further away add next to nothing."""
+JACOBIAN_BLOCK, JACOBIAN_BLOCK_ACCELERATOR = 64, 1024
+"""Rows whose Jacobian is computed at once, on a CPU and on an accelerator."""
 MAX_ALONG_VALUES = 2**18
 """Steps along axes that are held at once where whole rows are scored: what a core's cache has room for."""
+MAX_NEAR_VALUES = 2**26
+"""Numbers in the axes of near components, which are fetched for some rows at a time."""
 MAX_GRAM_VALUES = 2**24
 """Numbers in the Gram matrices of rows with missing features: components are taken in blocks."""
 
@@ -123,7 +129,7 @@ class TangentMixture(nn.Module):
     def _all_tangents(self) -> "_Tangents":
         everything = torch.arange(len(self.centers), device=self.centers.device)
         n_reference, parts = int(self.n_reference), []
-        for block in everything.split(JACOBIAN_BLOCK):
+        for block in everything.split(_jacobian_block(everything.device)):
             near = self._neighbours(block, everything[:n_reference])
             (vectors,) = self._vectors(block, [near])
             parts.append(_tangents(vectors, self.centers[block], near.scale))
@@ -187,11 +193,13 @@ class TangentMixture(nn.Module):
         if n < N_FOLDS:
             raise ValueError(f"bandwidths need at least {N_FOLDS} rows, got {n}.")
         order = torch.from_numpy(np.random.default_rng(seed).permutation(n)).to(self.centers.device)
-        fold_of = torch.empty_like(order).index_copy_(0, order, torch.arange(n).to(order) % N_FOLDS)
+        order = order[:MAX_FOLDED]
+        fold_of = order.new_full((n,), -1).index_copy_(0, order, torch.arange(len(order)).to(order) % N_FOLDS)
+        dealt = (fold_of >= 0).nonzero()[:, 0]
         queries = [self.centers[order[fold::N_FOLDS][: MAX_QUERIES // N_FOLDS]] for fold in range(N_FOLDS)]
         parts: list[list[_Pairs]] = [[] for _ in range(N_FOLDS)]
-        others = [(fold_of != fold).nonzero()[:, 0] for fold in range(N_FOLDS)]
-        for block in torch.arange(n, device=order.device).split(JACOBIAN_BLOCK):
+        others = [dealt[fold_of[dealt] != fold] for fold in range(N_FOLDS)]
+        for block in dealt.split(_jacobian_block(dealt.device)):
             nears = [self._neighbours(block, rest) for rest in others]
             for fold, (near, vectors) in enumerate(zip(nears, self._vectors(block, nears), strict=True)):
                 kept = fold_of[block] != fold
@@ -223,8 +231,10 @@ class TangentMixture(nn.Module):
     ) -> Tensor:
         r"""Log-density of scaled, flattened rows, shape (m, D) → (m,), in nats.
 
-        Costs m·n·D·r multiplications, for n components of r axes; with missing features, of which
-        the axes that are left are no longer orthogonal, m·n·D·r² and r×r determinants:
+        Costs m·n·D·r multiplications, for n components of r axes. Of more than 5,000 components only the 256
+        nearest to a row are summed up, which costs m·D·(n + 256 r): what is left out can but lower its
+        density. With missing features, of which the axes that are left are no longer orthogonal, m·n·D·r² and
+        r×r determinants:
 
         .. math::
             \log\det(U_o \Lambda U_o^\top + \nu I) = |o| \log \nu + \log\det A, \qquad
@@ -244,10 +254,12 @@ class TangentMixture(nn.Module):
         """
         n, rank = self.tangents.lengths.shape
         if observed is None:
-            size = max(1, MAX_ALONG_VALUES // (len(rows) * rank))
             components = _components(
                 self.tangents.lengths, self.tangents.scale, self.bandwidths, self.round_share, rows.shape[1]
             )
+            if n > MAX_ALL:
+                return self._log_prob_of_near(rows, components, omitted)
+            size = max(1, MAX_ALONG_VALUES // (len(rows) * rank))
             blocks = zip(self.tangents.split(size), components.excess.split(size), strict=True)
             along = [_along(rows, tangents).mul_(excess).sum(2) for tangents, excess in blocks]
             squared = _squared_distances(rows, self.centers)
@@ -266,6 +278,22 @@ class TangentMixture(nn.Module):
             for block in torch.arange(n, device=rows.device).split(size)
         ]
         return _mixed(torch.cat(parts, 1), omitted)
+
+    def _log_prob_of_near(self, rows: Tensor, components: "_Components", omitted: Tensor | None) -> Tensor:
+        """Log-density of rows, of which each is compared with the components nearest to it."""
+        n, rank = self.tangents.lengths.shape
+        near = _squared_distances(rows, self.centers).topk(MAX_NEAR, largest=False)  # m×K
+        basis = self.tangents.basis.view(-1, n, rank)  # D×n×r
+        excess = []
+        at_once = max(1, MAX_NEAR_VALUES // (MAX_NEAR * rank * rows.shape[1]))
+        for part, which in zip(rows.split(at_once), near.indices.split(at_once), strict=True):
+            axes = basis[:, which].transpose(0, 1).flatten(2)  # m×D×K·r
+            projected = (part[:, None] @ axes).view(*which.shape, rank) - self.tangents.at_center[which]
+            excess.append(projected.square_().mul_(components.excess[which]).sum(2))
+        log_prob = components.log_prob(near.values, torch.cat(excess), near.indices)
+        if omitted is not None:
+            log_prob = log_prob.masked_fill(near.indices == omitted[:, None], -torch.inf)
+        return torch.logsumexp(log_prob, 1) - math.log(n)
 
 
 class Neighbours(NamedTuple):
@@ -310,6 +338,10 @@ class _Pairs(NamedTuple):
     along: Tensor  # (u·r)², m×n×r
     lengths: Tensor  # S, n×r
     scale: Tensor  # ρ², n
+
+
+def _jacobian_block(device: torch.device) -> int:
+    return JACOBIAN_BLOCK if device.type == "cpu" else JACOBIAN_BLOCK_ACCELERATOR
 
 
 def _to(points: Tensor, which: Tensor, near: Neighbours) -> Tensor:

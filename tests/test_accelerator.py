@@ -1,0 +1,68 @@
+"""What an accelerator must not change: these tests run where there is one."""
+
+import numpy as np
+import pytest
+import torch
+
+import invgan
+from invgan import density, detectors
+from invgan.likelihood import aggregate
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
+
+DETECTORS = ("InvGAN", "DSEBM", "DAGMM", "AnoGAN", "EGBAD", "GANomaly", "ALAD", "VAE")
+DENSITIES = ("RealNVP", "Glow", "FFJORD", "MADE", "MAF", "FlowGAN", "FlowVAE")
+SMALL = {"max_steps": 20, "batch_size": 32, "random_state": 0}
+
+
+def rows(shape, n, seed=0):
+    rng = np.random.default_rng(seed)
+    if len(shape) == 1:
+        return rng.normal(size=(n, *shape)) @ rng.normal(size=(*shape, *shape))
+    blobs = rng.integers(0, 256, (n, shape[0], 4, 4)).repeat(shape[1] // 4, 2).repeat(shape[2] // 4, 3)
+    return (blobs // 2 + rng.integers(0, 128, (n, *shape))).astype(np.uint8)
+
+
+@pytest.mark.parametrize("shape", [(5,), (1, 16, 16)], ids=["table", "images"])
+@pytest.mark.parametrize("name", [*DETECTORS, *DENSITIES])
+def test_scores_are_those_of_a_cpu_and_training_is_repeated(name, shape, tmp_path, monkeypatch):
+    kind = getattr(detectors, name, None) or getattr(density, name)
+    parameters = SMALL | ({"search_steps": 4} if name == "AnoGAN" else {})
+    X, new = rows(shape, 200), rows(shape, 70, seed=1)
+    model = kind(**parameters).fit(X)
+    assert next(model.model_.parameters()).device.type == "cuda"
+    scores = model.score_samples(new)
+    assert np.array_equal(model.score_samples(new), scores)
+    order = np.random.default_rng(0).permutation(len(new))
+    assert np.array_equal(model.score_samples(new[order]), scores[order])
+    assert np.array_equal(kind(**parameters).fit(X).score_samples(new), scores)
+    model.save(tmp_path / "model")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    loaded = invgan.load(tmp_path / "model")
+    assert next(loaded.model_.parameters()).device.type == "cpu"
+    tolerance = 1e-6 if shape == (5,) and name != "AnoGAN" else 1e-3
+    np.testing.assert_allclose(loaded.score_samples(new), scores, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("method", ["joint", "riemannian", "laplace", "importance", "ais"])
+def test_every_likelihood_is_that_of_a_cpu(method, tmp_path, monkeypatch):
+    X, new = rows((5,), 200), rows((5,), 10, seed=1)
+    model = detectors.InvGAN(**SMALL).fit(X)
+    settings = {"n_samples": 50, "n_temperatures": 5} if method in ("importance", "ais") else {}
+    found = model.log_likelihood(new, method, **settings).values
+    shares = model.explain(new)
+    model.save(tmp_path / "model")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    loaded = invgan.load(tmp_path / "model")
+    np.testing.assert_allclose(loaded.log_likelihood(new, method, **settings).values, found, rtol=1e-5)
+    np.testing.assert_allclose(loaded.explain(new), shares, rtol=1e-5, atol=1e-5)
+
+
+def test_images_have_components_for_all_training_rows(monkeypatch):
+    monkeypatch.setattr("invgan.detectors.latent.MAX_COMPONENTS", 50)
+    model = detectors.InvGAN(**SMALL).fit(rows((1, 16, 16), 200))
+    assert len(model.mixture_.centers) > 150
+    every = model.score_samples(rows((1, 16, 16), 20, seed=1))
+    monkeypatch.setattr(aggregate, "MAX_ALL", 50)
+    monkeypatch.setattr(aggregate, "MAX_NEAR", 150)
+    np.testing.assert_allclose(model.score_samples(rows((1, 16, 16), 20, seed=1)), every, rtol=1e-5)
