@@ -555,6 +555,9 @@ QuickOption = Annotated[
     ),
 ]
 ResultsOption = Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the results.")]
+SystemsOption = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="Some systems, with commas between: table1, adbench.")
+]
 SeedsOption = Annotated[
     int | None,
     typer.Option(min=1, metavar="N", help="How many seeds, from 0 on; by default the experiment's."),
@@ -572,6 +575,7 @@ def reproduce(
     hours: Annotated[
         float | None, typer.Option(metavar="HOURS", help="Training time of all fits together, for table1.")
     ] = None,
+    systems: SystemsOption = None,
     seeds: SeedsOption = None,
 ) -> None:
     """Run an experiment and show its results.
@@ -579,7 +583,9 @@ def reproduce(
     They are also written to a folder, with everything needed to repeat them. A long run that is cut off goes
     on where it was when the same command is given again.
     """
-    _run_experiment(experiment, EXPERIMENTS, quick, out, {"data": data, "hours": hours}, seeds)
+    chosen = None if systems is None else systems.split(",")
+    options = {"data": data, "hours": hours, "systems": chosen}
+    _run_experiment(experiment, EXPERIMENTS, quick, out, options, seeds)
 
 
 @app.command(epilog=_listed("Benchmarks", BENCHMARKS))
@@ -587,9 +593,7 @@ def benchmark(
     benchmark: Annotated[str, typer.Argument(metavar="BENCHMARK", help=f"{', '.join(BENCHMARKS)}.")],
     quick: QuickOption = False,
     out: ResultsOption = Path("results"),
-    systems: Annotated[
-        str | None, typer.Option(metavar="NAMES", help="Some systems, with commas between, for adbench.")
-    ] = None,
+    systems: SystemsOption = None,
     seeds: SeedsOption = None,
 ) -> None:
     """Measure this library beside the alternatives and show the results.

@@ -369,7 +369,11 @@ def _run(
     draw = _row_sampler(rows, numbers, prepare, schedule.batch_size, seed, fabric)
     held_out = None if validation_rows is None else validation_rows.to(device)
 
-    with threads_for(n_parameters(model), device), _own_global_noise(seed, device) as global_noise:
+    with (
+        threads_for(n_parameters(model), device),
+        repeatable(device),
+        _own_global_noise(seed, device) as global_noise,
+    ):
         run = _Run(model, schedule, seed, fabric, global_noise)
         if checkpointing is not None:
             run.restore_or_save(checkpointing)
@@ -692,6 +696,17 @@ def threads_for(size: int, device: torch.device) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+@contextlib.contextmanager
+def repeatable(device: torch.device) -> Iterator[None]:
+    """Keep a GPU's convolutions from adding up in an order that changes from run to run."""
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = before or device.type == "cuda"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 @contextlib.contextmanager

@@ -202,8 +202,10 @@ class DensityEstimator(NeuralDetector):
                 self.model_.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             some = spread(np.arange(len(training)), INITIAL_ROWS)
             first = self.scaling_(training[some]).float()
+            first = first + self.model_.level_width * torch.rand(first.shape)
             with torch.no_grad():
-                self.model_.flow.initialize(first + self.model_.level_width * torch.rand(first.shape))
+                self.model_.to(self._device()).flow.initialize(first.to(self._device()))
+            self.model_.cpu()
         try:
             self._train(rows, split, seed)
         except TrainingDivergedError as error:

@@ -25,6 +25,7 @@ from invgan.training import (
     convolution_precision,
     n_parameters,
     progress_bar,
+    repeatable,
     single_precision,
     threads_for,
     train,
@@ -172,6 +173,7 @@ class NeuralDetector(AnomalyDetector):
         with (
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
+            repeatable(device),
             single_precision(device),
             threads_for(n_parameters(self.model_) if size is None else size, device),
         ):

@@ -103,11 +103,14 @@ def volume(f: LatentMap, z: Tensor, *, scale: Tensor | None = None, max_bytes: i
     """
     per_row = None if scale is None else scale.expand(len(z), -1)[..., None]  # n×D×1
 
-    def singular_values_of(tangents: Tensor, rows: slice) -> Tensor:
+    def singular_values_of(tangents: Tensor, rows: slice | Tensor, *, single: bool = False) -> Tensor:
         tangents = tangents.double()
-        return _singular_values(tangents if per_row is None else tangents * per_row[rows])
+        return _singular_values(tangents if per_row is None else tangents * per_row[rows], single=single)
 
-    singular_values = torch.cat(map_jacobians(singular_values_of, f, z, max_bytes=max_bytes))
+    def first_look(tangents: Tensor, rows: slice) -> Tensor:
+        return singular_values_of(tangents, rows, single=tangents.dtype == torch.float32)
+
+    singular_values = torch.cat(map_jacobians(first_look, f, z, max_bytes=max_bytes))
     bad = singular_values.isnan().any(1).nonzero()
     if len(bad):
         raise InputError(
@@ -116,21 +119,31 @@ def volume(f: LatentMap, z: Tensor, *, scale: Tensor | None = None, max_bytes: i
         )
     unclear = singular_values[:, 0] > WELL_CONDITIONED * singular_values[:, -1]
     if z.dtype == torch.float32 and unclear.any() and (precise := _in_double(f)) is not None:
-        for row in unclear.nonzero()[:, 0].tolist():  # one by one, so that none depends on how many there are
-            one = slice(row, row + 1)
-            tangents = jacobian(precise, z[one].double(), max_bytes=max_bytes)
-            singular_values[row] = singular_values_of(tangents, one)[0]
+        # One by one, so that none depends on how many there are; on an accelerator that would take minutes.
+        for rows in unclear.nonzero()[:, 0].split(1 if z.device.type == "cpu" else len(z)):
+            tangents = jacobian(precise, z[rows].double(), max_bytes=max_bytes)
+            singular_values[rows] = singular_values_of(tangents, rows)
     missing = z.shape[1] - singular_values.shape[1]
     if missing > 0:  # fewer outputs than latents: the remaining directions have no extent at all
         singular_values = torch.nn.functional.pad(singular_values, (0, missing))
     return Volume(singular_values.log().sum(1), singular_values)
 
 
-def _singular_values(tangents: Tensor) -> Tensor:
-    """Singular values (n, min(D, d)) of Jacobians (n, D, d), descending; NaN where one is not finite."""
+def _singular_values(tangents: Tensor, *, single: bool) -> Tensor:
+    """Singular values (n, min(D, d)) of Jacobians (n, D, d), descending; NaN where one is not finite.
+
+    An accelerator factorises matrices one after the other, and slowly: small ones go to the CPU, and those
+    of Jacobians that are good to single precision alone come from a Gram matrix, which in float64 loses
+    nothing of that.
+    """
     finite = tangents.isfinite().flatten(1).all(1)[:, None, None]
-    triangle = torch.linalg.qr(torch.where(finite, tangents, 0), mode="r").R
-    return torch.where(finite[..., 0], torch.linalg.svdvals(triangle), torch.nan)
+    tangents = torch.where(finite, tangents, 0)
+    if single and tangents.device.type != "cpu" and tangents.shape[1] >= tangents.shape[2]:
+        squared = torch.linalg.eigvalsh((tangents.mT @ tangents).cpu()).flip(1)
+        found = squared.clamp_min(0).sqrt()
+    else:
+        found = torch.linalg.svdvals(torch.linalg.qr(tangents, mode="r").R.cpu())
+    return torch.where(finite[..., 0], found.to(tangents.device), torch.nan)
 
 
 def _in_double(f: LatentMap) -> LatentMap | None:

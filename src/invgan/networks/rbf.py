@@ -10,6 +10,9 @@ from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+MAX_CLUSTERED = 12_800
+"""Latents that k-means looks at, chosen at random where there are more: 50 for each of 256 centres."""
+
 
 def steady_product(rows: Tensor, others: Tensor) -> Tensor:
     """Multiply rows (m, k) by others (n, k) transposed, (m, n), each row alike wherever it stands.
@@ -105,6 +108,8 @@ class RBFVariance(nn.Module):
             Seeds k-means.
         """
         points = latents.detach().cpu().double().numpy()
+        if len(points) > MAX_CLUSTERED:
+            points = points[np.random.default_rng(seed).permutation(len(points))[:MAX_CLUSTERED]]
         n_centers = self.centers.shape[0]
         # Several threads add up a cluster's members in an order that changes from run to run.
         with warnings.catch_warnings(), threadpool_limits(1, user_api="openmp"):
