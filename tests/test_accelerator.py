@@ -5,7 +5,7 @@ import pytest
 import torch
 
 import invgan
-from invgan import density, detectors
+from invgan import density, detectors, training
 from invgan.likelihood import aggregate
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch finds no CUDA device")
@@ -70,3 +70,14 @@ def test_images_have_components_for_all_training_rows(monkeypatch):
     monkeypatch.setattr(aggregate, "MAX_ALL", 50)
     monkeypatch.setattr(aggregate, "MAX_NEAR", 150)
     np.testing.assert_allclose(model.score_samples(rows((1, 16, 16), 20, seed=1)), every, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*DETECTORS, *DENSITIES])
+def test_a_step_that_is_played_back_does_what_it_did_when_it_was_issued(name, monkeypatch):
+    kind = getattr(detectors, name, None) or getattr(density, name)
+    X, new = rows((1, 16, 16), 200), rows((1, 16, 16), 20, seed=1)
+    model = kind(**SMALL | {"max_steps": 110}).fit(X)
+    monkeypatch.setattr(training._Run, "_is_recordable", lambda run, minibatches: False)
+    issued = kind(**SMALL | {"max_steps": 110}).fit(X)
+    assert model.history_.losses == issued.history_.losses
+    assert np.array_equal(model.score_samples(new), issued.score_samples(new))

@@ -126,6 +126,7 @@ class GAN(InvertedGenerator):
         instance_noise: float = 0.0,
     ) -> None:
         super().__init__(generator, inference, variance, latent_dim=latent_dim)
+        self.recordable = True
         self.discriminator = discriminator
         self.loss = loss
         self.instance_noise = instance_noise

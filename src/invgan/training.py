@@ -41,6 +41,8 @@ LOG_EVERY = 20
 SMALL_NETWORK = 1_000_000
 """Parameters, of a network or a mixture, below which a second thread only slows a CPU down."""
 
+WARM_UP = 3
+"""Steps before one is recorded: at first use libraries choose their algorithms."""
 VALIDATION_BLOCK = 512
 """Held-out rows scored at once: 5,000 images in one go would take gigabytes."""
 MAX_RESIDENT = 2**32
@@ -100,6 +102,10 @@ class Update(NamedTuple):
 
 class Trainable(nn.Module, ABC):
     """A model that the loop can train."""
+
+    recordable: bool = False
+    """Whether a step of it is the same operations every time, none of which waits for their results: on an
+    accelerator it is then recorded once and played back, several times faster than it is issued."""
 
     @abstractmethod
     def updates(self) -> Sequence[Update]:
@@ -366,7 +372,7 @@ def _run(
         prepare = copy.deepcopy(prepare).to(device)
     if rows.nbytes <= MAX_RESIDENT:
         rows = rows.to(device)
-    draw = _row_sampler(rows, numbers, prepare, schedule.batch_size, seed, fabric)
+    minibatches = _Minibatches(rows, numbers, prepare, schedule.batch_size, seed, fabric)
     held_out = None if validation_rows is None else validation_rows.to(device)
 
     with (
@@ -378,7 +384,7 @@ def _run(
         if checkpointing is not None:
             run.restore_or_save(checkpointing)
         while not run.ended():
-            run.advance(draw)
+            run.advance(minibatches)
             stopping = bool(interrupted)
             validating = held_out is not None and run.due(schedule.validate_every)
             logging = run.due(LOG_EVERY)
@@ -432,11 +438,18 @@ class _Run:
         ]
         groups = [_parameter_groups(moved, schedule) for moved in self.moved]
         self.parameters = [[p for group in update for p in group["params"]] for update in groups]
+        on_gpu = fabric.device.type == "cuda"
         # One optimiser per update: h and g each take part in two, with gradients of different size.
         self.optimizers = [
-            torch.optim.Adam(update, lr=schedule.learning_rate, fused=fabric.device.type in ("cpu", "cuda"))
+            torch.optim.Adam(update, fused=fabric.device.type in ("cpu", "cuda"), capturable=on_gpu)
             for update in groups
         ]
+        if on_gpu:  # a step that is played back reads its learning rates where they were
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = torch.zeros((), device=fabric.device)
+        self.recorded: _RecordedStep | None = None
+        self.draws_per_step = 0
 
     def due(self, every: int) -> bool:
         """Tell whether to do now what is done every so many steps and after the last."""
@@ -448,13 +461,34 @@ class _Run:
         impatient = self.schedule.patience is not None and since_best >= self.schedule.patience
         return self.step >= self.schedule.max_steps or impatient
 
-    def advance(self, draw: Callable[[int], Tensor]) -> None:
+    def advance(self, minibatches: _Minibatches) -> None:
         """Take one step through all updates, without waiting for their losses."""
 
         def next_rows() -> Tensor:
             self.draws += 1
-            return draw(self.draws - 1)
+            return minibatches.rows(minibatches.numbers(self.draws - 1))
 
+        self._set_rates()
+        if self.recorded is None and self._is_recordable(minibatches):
+            self.recorded = _RecordedStep(self, minibatches)
+        if self.recorded is None:
+            before = self.draws
+            losses = self.take_step(next_rows)
+            self.draws_per_step = self.draws - before
+        else:
+            losses = self.recorded.play(self.draws)
+            self.draws += self.draws_per_step
+        self.step += 1
+        self.window.append(losses)
+
+    def _is_recordable(self, minibatches: _Minibatches) -> bool:
+        resident = minibatches.device.type == "cuda" and self.fabric.world_size == 1
+        # By then the average of the weights has its final decay, and what is made at first use is made.
+        settled = self.step >= WARM_UP and 1 - 1 / (self.step + 1) >= self.schedule.averaging
+        return self.model.recordable and resident and settled
+
+    def take_step(self, next_rows: Callable[[], Tensor]) -> Tensor:
+        """Go through all updates and average the weights; return the losses."""
         sample = Sample(next_rows, self.noise, self.schedule.batch_size, _share(self.fabric))
         losses = []
         for index, (update, parameters) in enumerate(zip(self.updates, self.parameters, strict=True)):
@@ -464,9 +498,20 @@ class _Run:
             # Gradients are taken for these parameters only: the other networks' are not even computed.
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             losses.append(self._apply(index, loss.detach(), gradients))
-        self.step += 1
-        self.window.append(torch.stack(losses))
         self._average()
+        return torch.stack(losses)
+
+    def _set_rates(self) -> None:
+        progress = self.step / self.schedule.max_steps
+        decay = (1 + math.cos(math.pi * progress)) / 2 if self.schedule.learning_rate_decay else 1.0
+        for optimizer, modules in zip(self.optimizers, self.moved, strict=True):
+            for group, moved in zip(optimizer.param_groups, modules, strict=True):
+                fading = 1.0 if moved.fades_by is None else max(0.0, 1 - progress / moved.fades_by)
+                rate = self.schedule.learning_rate * decay * moved.rate * fading
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
 
     def _apply(self, index: int, loss: Tensor, gradients: Sequence[Tensor | None]) -> Tensor:
         """Move one update's parameters; return its loss over the whole batch."""
@@ -478,11 +523,6 @@ class _Run:
         max_norm = self.updates[index].max_norm
         if max_norm is not None:
             nn.utils.clip_grad_norm_(parameters, max_norm)
-        progress = self.step / self.schedule.max_steps
-        decay = (1 + math.cos(math.pi * progress)) / 2 if self.schedule.learning_rate_decay else 1.0
-        for group, moved in zip(optimizer.param_groups, self.moved[index], strict=True):
-            fading = 1.0 if moved.fades_by is None else max(0.0, 1 - progress / moved.fades_by)
-            group["lr"] = self.schedule.learning_rate * decay * moved.rate * fading
         optimizer.step()
         optimizer.zero_grad()
         return loss
@@ -497,7 +537,7 @@ class _Run:
     @torch.no_grad()
     def _average(self) -> None:
         # A plain mean over the first steps, so that the initial weights leave no trace.
-        decay = min(self.schedule.averaging, 1 - 1 / self.step)
+        decay = min(self.schedule.averaging, 1 - 1 / (self.step + 1))
         torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
         for average, current in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
             average.copy_(current)
@@ -612,6 +652,30 @@ class _Run:
         self.history = History(**saved.metadata["history"])
 
 
+class _RecordedStep:
+    """A step's operations, recorded on an accelerator and played back with other rows and other noise.
+
+    Issued one by one, operations as small as these leave the accelerator idle most of the time.
+    """
+
+    def __init__(self, run: _Run, minibatches: _Minibatches) -> None:
+        self.minibatches = minibatches
+        # What is played back reads and writes the same memory every time.
+        self.numbers = [minibatches.numbers(0).clone() for _ in range(run.draws_per_step)]
+        numbers = iter(self.numbers)
+        self.graph = torch.cuda.CUDAGraph()
+        self.graph.register_generator_state(run.noise)
+        with torch.cuda.graph(self.graph):
+            self.losses = run.take_step(lambda: minibatches.rows(next(numbers)))
+
+    def play(self, first_draw: int) -> Tensor:
+        """Take one step with the minibatches from this draw on; return the losses."""
+        for draw, numbers in enumerate(self.numbers, first_draw):
+            numbers.copy_(self.minibatches.numbers(draw))
+        self.graph.replay()
+        return self.losses.clone()
+
+
 def _laid_out_like(parameter: Tensor, values: Tensor) -> Tensor:
     """Return the values in the parameter's order in memory, channels_last for one.
 
@@ -645,28 +709,40 @@ def _parameter_groups(moved: Sequence[Moved], schedule: Schedule) -> list[dict[s
     return groups
 
 
-def _row_sampler(
-    rows: Tensor,
-    numbers: np.ndarray,
-    prepare: Callable[[Tensor], Tensor],
-    batch_size: int,
-    seed: int,
-    fabric: Fabric,
-) -> Callable[[int], Tensor]:
-    """Make a function from a draw's number to its minibatch: shuffled epochs, with no state to save."""
-    per_epoch = len(numbers) // batch_size
-    order: dict[int, Tensor] = {}
+class _Minibatches:
+    """Shuffled epochs of rows, with no state to save: a draw's number determines its minibatch."""
 
-    def draw(number: int) -> Tensor:
-        epoch, position = divmod(number, per_epoch)
-        if epoch not in order:
-            order.clear()
-            shuffled = np.random.default_rng([seed, epoch]).permutation(len(numbers))
-            order[epoch] = torch.from_numpy(numbers[shuffled]).to(rows.device)
-        batch = order[epoch][position * batch_size : (position + 1) * batch_size]
-        return prepare(rows[batch[_share(fabric)]].to(fabric.device)).float()
+    def __init__(
+        self,
+        rows: Tensor,
+        numbers: np.ndarray,
+        prepare: Callable[[Tensor], Tensor],
+        batch_size: int,
+        seed: int,
+        fabric: Fabric,
+    ) -> None:
+        self._rows, self._numbers, self._prepare, self._seed = rows, numbers, prepare, seed
+        self._batch_size, self._fabric = batch_size, fabric
+        self._order: dict[int, Tensor] = {}
 
-    return draw
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        return self._rows.device
+
+    def numbers(self, draw: int) -> Tensor:
+        """Number the rows of this process's share of a minibatch."""
+        epoch, position = divmod(draw, len(self._numbers) // self._batch_size)
+        if epoch not in self._order:
+            self._order.clear()
+            shuffled = np.random.default_rng([self._seed, epoch]).permutation(len(self._numbers))
+            self._order[epoch] = torch.from_numpy(self._numbers[shuffled]).to(self.device)
+        batch = self._order[epoch][position * self._batch_size : (position + 1) * self._batch_size]
+        return batch[_share(self._fabric)]
+
+    def rows(self, numbers: Tensor) -> Tensor:
+        """Return the scaled rows of these numbers."""
+        return self._prepare(self._rows[numbers].to(self._fabric.device)).float()
 
 
 @contextlib.contextmanager

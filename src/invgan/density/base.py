@@ -52,6 +52,7 @@ class FlowModel(Trainable):
         super().__init__()
         self.flow = flow
         self.data_shape = data_shape
+        self.recordable = len(data_shape) == 3  # those of tables are left as they were
         uniform = torch.rand(data_shape, generator=torch.Generator().manual_seed(0))
         self.register_buffer("level_width", torch.tensor(level_width))
         self.register_buffer("noise", level_width * uniform)

@@ -63,7 +63,8 @@ class Chain(Bijection):
     def _remember(self, finite: Tensor) -> None:
         # Kept on the device: a look at it would make every step wait.
         first = torch.where(finite, len(self.layers), torch.arange(len(finite), device=finite.device)).min()
-        self.first_bad = torch.where(self.first_bad == len(self.layers), first, self.first_bad)
+        # In its place, as a step that is played back on an accelerator writes it.
+        self.first_bad.copy_(torch.where(self.first_bad == len(self.layers), first, self.first_bad))
 
     def inverse(self, z: Tensor) -> Tensor:
         for layer in reversed(self.layers):
@@ -202,7 +203,7 @@ class InvertibleLinear(Bijection):
 
     def weight(self) -> Tensor:
         """Return W, shape (C, C)."""
-        lower = self.lower.tril(-1) + torch.eye(len(self.lower)).to(self.lower)
+        lower = self.lower.tril(-1) + torch.ones_like(self.log_diagonal).diag()
         upper = self.upper.triu(1) + (self.sign * self.log_diagonal.exp()).diag()
         return (lower @ upper)[self.order]
 

@@ -98,7 +98,7 @@ class GaussianMixture(NamedTuple):
         deviations = codes - means[:, None]  # K×n×p
         weighted = assignments.T[:, :, None] * deviations
         covariances = deviations.mT @ weighted / members[:, None, None]
-        floor = COVARIANCE_FLOOR * torch.eye(codes.shape[1]).to(codes)
+        floor = COVARIANCE_FLOOR * torch.ones_like(codes[0]).diag()
         factors, failed = torch.linalg.cholesky_ex(covariances + floor)
         # Of codes that are not finite any more: the loss will say so, with the step.
         return cls(members / members.sum(), means, factors.masked_fill(failed[:, None, None] > 0, torch.nan))
@@ -129,6 +129,8 @@ class MixtureOfCodes(Scorer):
     latent_dim, n_components : int
         Dimension d of the codes; number K of Gaussians.
     """
+
+    recordable = False  # for the factorisation
 
     weights: Tensor
     means: Tensor

@@ -196,7 +196,9 @@ class InvGAN(LatentDetector):
             variance = RBFVariance(self.latent_dim_, math.prod(self.data_shape_), n_centers, max_std=MAX_STD)
         if self.generator is not None and self.discriminator is not None and self.inference is not None:
             parts = networks.Networks(*copy.deepcopy((self.generator, self.discriminator, self.inference)))
-        return GAN(*parts, variance, latent_dim=self.latent_dim_, loss=self._choice("loss"))
+        gan = GAN(*parts, variance, latent_dim=self.latent_dim_, loss=self._choice("loss"))
+        gan.recordable = self.generator is None  # yours may do anything
+        return gan
 
     # ---------------------------------------------------------------- model file
 

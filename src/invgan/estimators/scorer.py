@@ -19,6 +19,8 @@ from invgan.training import Trainable
 class Scorer(Trainable):
     """Networks that know what is learned and how a row is scored."""
 
+    recordable = True
+
     @abstractmethod
     def score(self, rows: Tensor) -> Tensor:
         """Score scaled rows, shape (n,), higher for more normal ones; each by itself, in evaluation mode."""
