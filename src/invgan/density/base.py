@@ -53,6 +53,7 @@ class FlowModel(Trainable):
         self.flow = flow
         self.data_shape = data_shape
         self.recordable = len(data_shape) == 3  # those of tables are left as they were
+        self.quantized = level_width > 0
         uniform = torch.rand(data_shape, generator=torch.Generator().manual_seed(0))
         self.register_buffer("level_width", torch.tensor(level_width))
         self.register_buffer("noise", level_width * uniform)
@@ -76,7 +77,7 @@ class FlowModel(Trainable):
     def rows(self, sample: Sample) -> Tensor:
         """Draw a minibatch, levels spread over their cells."""
         rows = sample.rows()
-        return rows + self.level_width * sample.uniform(*self.data_shape) if self.level_width > 0 else rows
+        return rows + self.level_width * sample.uniform(*self.data_shape) if self.quantized else rows
 
     def validation_score(self, rows: Tensor) -> Tensor:
         """Mean log p of held-out rows."""

@@ -205,7 +205,9 @@ class InvertibleLinear(Bijection):
         """Return W, shape (C, C)."""
         lower = self.lower.tril(-1) + torch.ones_like(self.log_diagonal).diag()
         upper = self.upper.triu(1) + (self.sign * self.log_diagonal.exp()).diag()
-        return (lower @ upper)[self.order]
+        columns = torch.arange(len(self.order), device=self.order.device)
+        # A product, as the gradient of an index is added up entry by entry.
+        return (self.order[:, None] == columns).to(lower) @ (lower @ upper)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         n_pixels = math.prod(x.shape[2:])
@@ -215,9 +217,9 @@ class InvertibleLinear(Bijection):
         return self._mix(z, lambda: torch.linalg.inv(self.weight().double()).to(z))
 
     def _mix(self, x: Tensor, matrix: Callable[[], Tensor]) -> Tensor:
-        # In bfloat16 the determinant would not be that of the map that is applied.
+        # In bfloat16, or an accelerator's convolutions, the determinant would not be that of this map.
         with torch.autocast(x.device.type, enabled=False):
-            return F.linear(x, matrix()) if x.ndim == 2 else F.conv2d(x, matrix()[:, :, None, None])
+            return F.linear(x, matrix()) if x.ndim == 2 else (matrix() @ x.flatten(2)).view(x.shape)
 
 
 class Squeeze(Bijection):

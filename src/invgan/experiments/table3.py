@@ -11,6 +11,7 @@ them: its time and memory grow in their square. Nothing is set for a class or a 
 """
 
 import functools
+import gc
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -272,6 +273,8 @@ def make_task(dataset: named.Dataset, setting: Setting, protocol: str, label: in
 
 def _measure(data: str, setting: Setting, protocol: str, label: int, system: str, seed: int) -> Point:
     """Fit a system to the normal images and score the test images by all that it has to score by."""
+    gc.collect()
+    torch.cuda.empty_cache()  # what the last fit took: others share the accelerator
     task = make_task(_padded(data), setting, protocol, label, seed)
     start = time.perf_counter()
     scores = _fit_yardstick(task) if system == YARDSTICK else _fit(system, task, setting, seed)
