@@ -573,7 +573,7 @@ def reproduce(
         str | None, typer.Option(metavar="NAME", help="Data set, for table1, table3, figure4.")
     ] = None,
     hours: Annotated[
-        float | None, typer.Option(metavar="HOURS", help="Training time of all fits together, for table1.")
+        float | None, typer.Option("--hours", help="Training time of all fits together, for table1.")
     ] = None,
     systems: SystemsOption = None,
     seeds: SeedsOption = None,
