@@ -12,6 +12,7 @@ from invgan.likelihood import (
     Bandwidths,
     StochasticGenerator,
     TangentMixture,
+    aggregate,
     conditional,
     jensen_gap,
     joint,
@@ -250,6 +251,40 @@ def test_without_its_own_component_a_row_is_scored_as_if_it_were_new():
             whole = mixture.log_prob(row, observed=observed)
             assert torch.equal(mixture.log_prob(row, observed=observed, omitted=torch.tensor([-1])), whole)
             assert found < whole
+
+
+def test_of_many_components_those_near_a_row_make_up_its_density(monkeypatch):
+    mixture, rows = curved_mixture(), random(30, 5, seed=9)
+    omitted = torch.arange(30)
+    every, without = mixture.log_prob(rows), mixture.log_prob(rows, omitted=omitted)
+    monkeypatch.setattr(aggregate, "MAX_ALL", 39)
+    monkeypatch.setattr(aggregate, "MAX_NEAR", 40)
+    monkeypatch.setattr(aggregate, "MAX_NEAR_VALUES", 7 * 40 * 5 * 5)  # seven rows' axes at a time
+    assert torch.allclose(mixture.log_prob(rows), every, rtol=1e-12)
+    assert torch.allclose(mixture.log_prob(rows, omitted=omitted), without, rtol=1e-12)
+    monkeypatch.setattr(aggregate, "MAX_NEAR", 3)
+    three = mixture.log_prob(rows)
+    squared = torch.cdist(rows, mixture.centers)
+    for i, nearest in enumerate(squared.argsort(1)[:, :3]):
+        alone = [mixture.log_prob(rows[[i]], omitted=torch.tensor([j])).exp() for j in nearest]
+        assert torch.allclose(three[i].exp(), sum(three[i].exp() - part for part in alone), rtol=1e-9)
+    assert (three < every).all()
+
+
+def test_bandwidths_are_chosen_by_as_many_rows_as_are_dealt(monkeypatch):
+    monkeypatch.setattr(aggregate, "MAX_FOLDED", 25)
+    mixture = curved_mixture()
+    reached, bandwidths = mixture.fit_bandwidths(seed=0), mixture.bandwidths
+    dealt = np.random.default_rng(0).permutation(40)[:25]
+
+    def moved(number):
+        centers = mixture.centers.clone()
+        centers[number] += 10.0
+        other = TangentMixture(centers, mixture.codes, Curved(5))
+        return other.fit_bandwidths(seed=0), other.bandwidths
+
+    assert moved(next(i for i in range(40) if i not in dealt)) == (reached, bandwidths)
+    assert moved(dealt[0]) != (reached, bandwidths)
 
 
 def test_the_order_of_the_centres_does_not_matter():

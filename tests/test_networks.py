@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from invgan.networks import RBFVariance, build, default_latent_dim, initialize, mlp
+from invgan.networks import RBFVariance, build, default_latent_dim, initialize, mlp, rbf
 from invgan.networks.convolutional import CenterCrop
 
 
@@ -279,6 +279,16 @@ def test_a_cluster_of_one_member_gets_a_third_of_the_typical_width():
     order = sigma.centers[:, 0].argsort()
     typical = 4 / 5  # four rows at distance 1, one at 0
     assert sigma.rates[order].tolist() == pytest.approx([0.5, 0.5 / (typical / 3) ** 2], rel=1e-6)
+
+
+def test_centres_of_many_latents_are_those_of_a_random_part(monkeypatch):
+    monkeypatch.setattr(rbf, "MAX_CLUSTERED", 100)
+    latents = random(300, 2)
+    whole, part = RBFVariance(2, 1, 5), RBFVariance(2, 1, 5)
+    whole.fit_centers(latents, seed=4)
+    part.fit_centers(latents[np.random.default_rng(4).permutation(300)[:100]], seed=4)
+    assert torch.equal(whole.centers, part.centers)
+    assert torch.equal(whole.rates, part.rates)
 
 
 def test_latents_that_all_coincide_give_finite_centres_and_rates():

@@ -52,7 +52,6 @@ class FlowModel(Trainable):
         super().__init__()
         self.flow = flow
         self.data_shape = data_shape
-        self.recordable = len(data_shape) == 3  # those of tables are left as they were
         self.quantized = level_width > 0
         uniform = torch.rand(data_shape, generator=torch.Generator().manual_seed(0))
         self.register_buffer("level_width", torch.tensor(level_width))

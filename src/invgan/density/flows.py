@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from invgan.density.base import DensityEstimator, FlowModel
+from invgan.density.base import DensityEstimator
 from invgan.density.bijections import (
     ActNorm,
     Bijection,
@@ -307,11 +307,6 @@ class FFJORD(DensityEstimator):
     >>> FFJORD(max_steps=5, random_state=0).fit(X).score_samples(X).shape
     (100,)
     """
-
-    def _model(self, flow: Bijection, level_width: float) -> FlowModel:
-        model = super()._model(flow, level_width)
-        model.recordable = False  # how many steps its integration takes is looked up in each
-        return model
 
     def _default_learning_rate(self) -> float:
         return 1e-3 if len(self.data_shape_) == 3 else 1e-2
