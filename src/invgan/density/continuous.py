@@ -153,50 +153,34 @@ class Continuous(Bijection):
     def _integrate(
         self, rates: Callable[[Tensor, Tensor], Tensor], state: Tensor, start: float, end: float
     ) -> Tensor:
-        if not self.training:
-            return self._adapt(rates, state, start, end, TOLERANCE)[0]
-        with torch.no_grad():
-            _, sizes = self._adapt(rates, state, start, end, TRAINING_TOLERANCE, together=True)
-        t = state.new_full((len(state), 1), start)
-        for dt in sizes:
-            state, t = import_zuko().utils.dopri45(rates, state, t, dt), t + dt
-        return state
-
-    def _adapt(
-        self,
-        rates: Callable[[Tensor, Tensor], Tensor],
-        state: Tensor,
-        start: float,
-        end: float,
-        tolerance: float,
-        *,
-        together: bool = False,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Take steps of adapted size, each row its own or all together; return also the sizes taken."""
+        """Take steps of adapted size; in evaluation mode each row its own, in training all rows the same."""
+        together, tolerance = self.training, TRAINING_TOLERANCE if self.training else TOLERANCE
         t = state.new_full((len(state), 1), start)
         dt = torch.full_like(t, (end - start) / 8)
-        sizes = []
         while (t != end).any():
             left = end - t
             last = dt.abs() >= left.abs()
             dt = torch.where(last, left, dt)
             proposed, error = import_zuko().utils.dopri45(rates, state, t, dt, error=True)
-            allowed = tolerance * (1 + torch.maximum(state.abs(), proposed.abs()))
-            excess = (error / allowed).amax(1, keepdim=True).nan_to_num(torch.inf)
-            if together:
-                excess = excess.max().expand_as(excess)
-            accepted = (excess <= 1) | (dt.abs() <= SHORTEST_STEP)
-            if together and accepted.all():
-                sizes.append(dt)
-            state = torch.where(accepted, proposed, state)
+            with torch.no_grad():  # gradients pass through the steps, not through their sizes
+                allowed = tolerance * (1 + torch.maximum(state.abs(), proposed.abs()))
+                excess = (error / allowed).amax(1, keepdim=True).nan_to_num(torch.inf)
+                if together:
+                    excess = excess.max().expand_as(excess)
+                accepted = (excess <= 1) | (dt.abs() <= SHORTEST_STEP)
+                finite = torch.where(accepted, proposed, state).isfinite().all(1, keepdim=True)
+            if not together:
+                state = torch.where(accepted, proposed, state)
+            elif accepted.all():
+                state = proposed
             t = torch.where(accepted, torch.where(last, end, t + dt), t)
             # What is not finite stays so: no step is short enough for it.
-            t = torch.where(accepted & ~state.isfinite().all(1, keepdim=True), end, t)
+            t = torch.where(accepted & ~finite, end, t)
             if together and (t == end).any():
                 break
             factor = (0.9 * excess.clamp_min(1e-6) ** -0.2).clamp(0.2, 5)
             dt = math.copysign(1, end - start) * (dt.abs() * factor).clamp_min(SHORTEST_STEP)
-        return state, sizes
+        return state
 
 
 def _signs(uniform: Tensor) -> Tensor:
