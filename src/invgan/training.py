@@ -244,15 +244,22 @@ def train(
     >>> model.mean[0].round().tolist()
     [1.0, 5.0]
     """
-    from lightning_fabric import Fabric  # takes two seconds, which loading and scoring a model can do without
+    # They take two seconds, which loading and scoring a model can do without.
+    from lightning_fabric import Fabric
+    from lightning_fabric.plugins import MixedPrecision, Precision
 
     machine = machine or Machine()
     numbers = np.arange(len(rows)) if numbers is None else numbers
     _check_sizes(len(numbers), schedule, machine)
+    device = machine.accelerator
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    # Chosen by its name, it would be announced on standard error at every fit.
+    mixed = machine.precision == "bf16-mixed"
     fabric = Fabric(
-        accelerator=machine.accelerator,
+        accelerator=device,
         devices=machine.processes,
-        precision=machine.precision,
+        plugins=MixedPrecision("bf16-mixed", device) if mixed else Precision(),
         strategy="ddp_spawn" if machine.processes > 1 else "auto",
     )
     launch = _run_in_processes if machine.processes > 1 else _run
