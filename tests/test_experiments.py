@@ -343,17 +343,37 @@ def test_an_unknown_set_is_refused(tmp_path):
     )
 
 
-def test_table1_holds_the_estimators_bits_and_any_system(tmp_path, monkeypatch):
-    D = 64
+def knows_nothing(fitted):
+    """A system whose density of 17 levels is uniform, log2 17 bits per dimension; it notes its fits."""
 
-    def uniform(model, task, setting):
-        """The density of 17 levels that knows nothing: log2 17 bits per dimension."""
-        return table1.Score({"uniform": np.full(len(task.test), -D * math.log(17))})
-
-    def untrained(task, max_steps, seed):
+    def fit(task, max_steps, seed):
+        fitted.append(seed)
         return SimpleNamespace(history_=SimpleNamespace(steps=[max_steps], best_step=0))
 
-    flat = table1.System(untrained, uniform, "MADE")
+    def score(model, task, setting):
+        return table1.Score({"uniform": np.full(len(task.test), -64 * math.log(17))})
+
+    return table1.System(fit, score, "MADE")
+
+
+def test_table1_is_finished_once_it_has_all_systems(tmp_path, monkeypatch):
+    one, two = [], []
+    monkeypatch.setattr(table1, "SYSTEMS", {"one": knows_nothing(one), "two": knows_nothing(two)})
+    some = table1.run(quick=True, out=tmp_path, systems=["two"])
+    assert not some["complete"]
+    assert [row[0] for row in some["table"]["rows"]] == ["two, uniform", "uniform over 17 levels"]
+    every = table1.run(quick=True, out=tmp_path, systems=["one"])
+    assert every["complete"]
+    assert [row[0] for row in every["table"]["rows"]][:2] == ["one, uniform", "two, uniform"]
+    assert one == two == [0]  # what was there is kept
+    with pytest.raises(
+        InputError, match=r"^The 'systems' parameter of table1: 'three' is none of one, two\.$"
+    ):
+        table1.run(quick=True, out=tmp_path, systems=["one", "three"])
+
+
+def test_table1_holds_the_estimators_bits_and_any_system(tmp_path, monkeypatch):
+    D, flat = 64, knows_nothing([])
     monkeypatch.setattr(table1, "SYSTEMS", {"InvGAN": table1.SYSTEMS["InvGAN"], "flat": flat})
     result = table1.run(quick=True, out=tmp_path)
     found = written(tmp_path, "table1-digits")
