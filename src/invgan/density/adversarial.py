@@ -135,6 +135,9 @@ class FlowGAN(RealNVP):
             loss=self.loss,
         )
 
+    def _default_max_steps(self) -> int:
+        return 4000
+
     def _schedule(self, n_training: int) -> Schedule:
         schedule = super()._schedule(n_training)
         if self.likelihood_weight > 0:

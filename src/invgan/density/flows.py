@@ -220,6 +220,9 @@ class RealNVP(CouplingFlow):
     True
     """
 
+    def _default_max_steps(self) -> int:
+        return 6000 if self._uses_splines() else super()._default_max_steps()
+
     def _before_coupling(self, n_channels: int) -> list[Bijection]:
         return [ActNorm(n_channels)]
 
@@ -266,6 +269,9 @@ class Glow(CouplingFlow):
     >>> bool(model.score_samples([[1.0, 1.0]]) > model.score_samples([[1.0, -1.0]]))
     True
     """
+
+    def _default_max_steps(self) -> int:
+        return 8000 if self._uses_splines() else super()._default_max_steps()
 
     def _before_coupling(self, n_channels: int) -> list[Bijection]:
         return [ActNorm(n_channels), InvertibleLinear(n_channels, rotated=len(self.data_shape_) == 3)]

@@ -178,6 +178,9 @@ class FlowVAE(RealNVP):
     def _default_learning_rate(self) -> float:
         return min(3e-3, super()._default_learning_rate())
 
+    def _default_max_steps(self) -> int:
+        return 4000
+
     def _schedule(self, n_training: int) -> Schedule:
         schedule = super()._schedule(n_training)
         if self.batch_size is not None or not self._is_large_image():
