@@ -72,11 +72,17 @@ def test_images_have_components_for_all_training_rows(monkeypatch):
     np.testing.assert_allclose(model.score_samples(rows((1, 16, 16), 20, seed=1)), every, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", [*DETECTORS, *DENSITIES])
+@pytest.mark.parametrize("name", sorted(set(DETECTORS) - {"DAGMM"}))
 def test_a_step_that_is_played_back_does_what_it_did_when_it_was_issued(name, monkeypatch):
-    kind = getattr(detectors, name, None) or getattr(density, name)
+    kind = getattr(detectors, name)
     X, new = rows((1, 16, 16), 200), rows((1, 16, 16), 20, seed=1)
+    played = []
+    play = training._RecordedStep.play
+    monkeypatch.setattr(
+        training._RecordedStep, "play", lambda step, draw: played.append(draw) or play(step, draw)
+    )
     model = kind(**SMALL | {"max_steps": 110}).fit(X)
+    assert len(played) == 11  # from step 100 on, when the average of the weights has its final decay
     monkeypatch.setattr(training._Run, "_is_recordable", lambda run, minibatches: False)
     issued = kind(**SMALL | {"max_steps": 110}).fit(X)
     assert model.history_.losses == issued.history_.losses

@@ -865,12 +865,12 @@ def test_progress_that_nobody_asked_for_shows_nothing(capfd):
     assert capfd.readouterr() == ("", "")
 
 
-if __name__ == "__main__":
-    {"disturb": disturb, "in_two_processes": in_two_processes}[sys.argv[1]](Path(sys.argv[2]))
-
-
 def test_nothing_is_announced(caplog, capfd):
     with caplog.at_level("INFO"):
         fit(Line(), machine=Machine("cpu", precision="bf16-mixed"))
     assert caplog.text == ""
     assert capfd.readouterr() == ("", "")
+
+
+if __name__ == "__main__":
+    {"disturb": disturb, "in_two_processes": in_two_processes}[sys.argv[1]](Path(sys.argv[2]))

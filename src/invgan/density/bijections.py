@@ -63,7 +63,6 @@ class Chain(Bijection):
     def _remember(self, finite: Tensor) -> None:
         # Kept on the device: a look at it would make every step wait.
         first = torch.where(finite, len(self.layers), torch.arange(len(finite), device=finite.device)).min()
-        # In its place, as a step that is played back on an accelerator writes it.
         self.first_bad.copy_(torch.where(self.first_bad == len(self.layers), first, self.first_bad))
 
     def inverse(self, z: Tensor) -> Tensor:

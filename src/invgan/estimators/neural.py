@@ -187,9 +187,8 @@ class NeuralDetector(AnomalyDetector):
 
     def _blocks(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         """Apply a function to aligned tensors in blocks of the size that suits the networks."""
-        if self._device().type == "cuda":
-            return in_blocks(function, *rows, size=SCORED_AT_ONCE)
-        return in_blocks(function, *rows, size=32 if self._is_convolutional() else 128)
+        on_cpu = 32 if self._is_convolutional() else 128
+        return in_blocks(function, *rows, size=on_cpu if self._device().type == "cpu" else SCORED_AT_ONCE)
 
     # ---------------------------------------------------------------- model file
 

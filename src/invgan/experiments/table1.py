@@ -150,7 +150,7 @@ def run(
         Of training for all fits together. Each gets as much time: what a step of it costs is measured in two
         short fits first, which come on top, and it trains for as many steps as there is time for. By default
         the digits are trained until they stop to improve, images for 4.5 hours, half an hour on a CPU. On an
-        accelerator up to four fits share it, and are done in a quarter of the time.
+        accelerator four fits run at a time, and share it.
     systems : sequence of str, optional
         Some of the systems; by default all. What an unfinished run has is kept: it is finished once it has
         all systems.

@@ -310,7 +310,10 @@ def _log_likelihood(detector: detectors.InvGAN, method: str, images: np.ndarray)
 
 
 def _fit_yardstick(task: Task) -> dict[str, Score]:
-    """Score by the negative mean distance to the five nearest training images, where networks are scored."""
+    """Score by the negative mean distance to the five nearest training images, on an accelerator if any.
+
+    The same as :func:`invgan.experiments.rivals.nearest_neighbours`, which knows CPUs only.
+    """
     train = _flat(task.train)
 
     def score(images: np.ndarray) -> np.ndarray:
