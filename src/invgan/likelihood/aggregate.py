@@ -7,6 +7,7 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.optimize import minimize
 from torch import Tensor, nn
 
@@ -25,6 +26,8 @@ MAX_FOLDED = 5000
 """Reference rows that are dealt into folds, at most: the bandwidths are in units that rows bring along."""
 MAX_QUERIES = 1000
 """Rows of which the cross-validated likelihood is taken, at most."""
+MAX_GRID_QUERIES = 250
+"""Of those, the ones by which a place to start from is chosen among the points of a grid."""
 MAX_ALL = 5000
 """Components that every row is compared with; of more than that, only those near it."""
 MAX_NEAR = 256
@@ -210,18 +213,22 @@ class TangentMixture(nn.Module):
                 parts[fold].append(_Pairs(squared, along, tangents.lengths, tangents.scale))
         pairs = [_nearest(fold) for fold in parts]
 
-        def likelihood(bandwidths: Bandwidths, round_share: float) -> float:
+        def likelihood(bandwidths: Bandwidths, round_share: float, most: int = MAX_QUERIES) -> float:
             values = []
             for near, (squared, along, lengths, scale) in pairs:
                 components = _components(lengths, scale, bandwidths, round_share, self.centers.shape[1])
-                excess = (along * components.excess[near]).sum(2)
+                which = near[: most // N_FOLDS]
+                # A round kernel has no axes: its variance is the same along them as across.
+                excess = squared.new_zeros(())
+                if round_share < 1:
+                    excess = F.embedding(which, components.excess).mul_(along[: len(which)]).sum(2)
                 # Of the components only those near a row are there; the others' share is nothing.
-                log_prob = components.log_prob(squared, excess, near)
+                log_prob = components.log_prob(squared[: len(which)], excess, which)
                 values.append(torch.logsumexp(log_prob, 1) - math.log(len(lengths)))
             return torch.cat(values).mean().item()
 
-        tangent, noise = _maximized(lambda s, t: likelihood(Bandwidths(s, t, 1.0), 0.0), 2)
-        (rounded,) = _maximized(lambda k: likelihood(Bandwidths(1.0, 1.0, k), 1.0), 1)
+        tangent, noise = _maximized(lambda s, t, most: likelihood(Bandwidths(s, t, 1.0), 0.0, most), 2)
+        (rounded,) = _maximized(lambda k, most: likelihood(Bandwidths(1.0, 1.0, k), 1.0, most), 1)
         self.set_bandwidths(Bandwidths(tangent, noise, rounded))
         return likelihood(self.bandwidths, self.round_share)
 
@@ -454,15 +461,18 @@ def _squared_distances(rows: Tensor, centers: Tensor) -> Tensor:
 
 
 def _maximized(likelihood: Callable[..., float], n_variances: int) -> tuple[float, ...]:
-    """Find the variances of the highest likelihood: from the best of a grid by Nelder and Mead's way."""
+    """Find the variances of the highest likelihood: from the best of a grid by Nelder and Mead's way.
 
-    def loss(log_variances: np.ndarray) -> float:
-        return -likelihood(*np.exp(log_variances).tolist())
+    The likelihood takes the variances, and of how many rows at most to take it.
+    """
+
+    def loss(log_variances: np.ndarray, most: int = MAX_QUERIES) -> float:
+        return -likelihood(*np.exp(log_variances).tolist(), most)
 
     # Bounded: duplicate rows, and rows that others are sums of, would draw τ² to zero for ever.
     bounds = np.log([(1e-3, 10.0)] * n_variances)
     grid = itertools.product(*(np.linspace(low, high, 6) for low, high in bounds))
-    start = np.array(min(grid, key=lambda point: loss(np.array(point))))
+    start = np.array(min(grid, key=lambda point: loss(np.array(point), MAX_GRID_QUERIES)))
     # Half a step of the grid, away from the nearer bound: SciPy's own first steps are a share of each
     # coordinate, which may be next to nothing.
     towards_middle = np.where(start > bounds.mean(1), -0.1, 0.1) * (bounds[:, 1] - bounds[:, 0])
