@@ -393,18 +393,44 @@ def test_flowgan_weighs_its_two_losses(weight):
     assert loss(gan.generator_loss) == pytest.approx(expected, rel=1e-5)
 
 
+class Sinh(nn.Module):
+    def forward(self, x):
+        return x.sinh()
+
+
 def test_with_the_true_posterior_flowvaes_bound_is_the_density():
     std = 0.5
-    encoder = nn.Linear(2, 5)
+    linear = nn.Linear(2, 5)
     with torch.no_grad():  # g is the identity, so z | x has mean x / (1 + σ²) and variance σ² / (1 + σ²)
-        encoder.weight.copy_(-torch.eye(5, 2) * std / np.sqrt(1 + std**2))
-        encoder.bias.copy_(torch.tensor([0, 0, 1, 1, 0]) * -0.5 * np.log(1 + std**2))
+        linear.weight.copy_(-torch.eye(5, 2) * std / np.sqrt(1 + std**2))
+        linear.bias.copy_(torch.tensor([0, 0, 1, 1, 0]) * -0.5 * np.log(1 + std**2))
+    encoder = nn.Sequential(Sinh(), linear)  # it is given arsinh x
     vae = FlowVAEModel(Chain([ActNorm(2)]), (2,), 0.0, encoder).double()
     vae.log_std.data.fill_(np.log(std))
     rows = torch.randn(20, 2, generator=torch.Generator().manual_seed(0)).double()
     expected = torch.distributions.Normal(0, np.sqrt(1 + std**2)).log_prob(rows).sum(1)
     torch.testing.assert_close(vae.log_prob(rows), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(vae.log_weights(rows, vae.draws[:1].expand(1, 20, 2))[0], expected)
+
+
+def test_flowvaes_weights_are_the_density_on_average_whatever_its_encoder_says():
+    estimator = model("FlowVAE", max_steps=5, batch_size=16).fit(bent())
+    vae, noise = estimator.model_, torch.Generator().manual_seed(0)
+    vae.log_std.fill_(np.log(0.4))
+    for parameter in vae.encoder.parameters():
+        parameter.copy_(0.2 * torch.randn(parameter.shape, generator=noise, dtype=torch.float64))
+    rows = torch.tensor([[0.3, -0.5], [1.0, 0.2], [-1.5, 1.0]]).double()
+
+    def mean(weights):
+        return weights.mean(0), weights.std(0) / len(weights) ** 0.5
+
+    draws = torch.randn(100_000, 1, 2, generator=noise, dtype=torch.float64)
+    by_encoder, error = mean(vae.log_weights(rows, draws.expand(-1, 3, -1)).exp())
+    generated = vae.flow.inverse(torch.randn(100_000, 2, generator=noise, dtype=torch.float64))
+    around = torch.distributions.Normal(generated[:, None], 0.4)
+    by_prior, other_error = mean(around.log_prob(rows).sum(2).exp())  # p(x) = E N(x; g(z), σ² I)
+    assert ((by_encoder - by_prior).abs() < 4 * (error.square() + other_error.square()).sqrt()).all()
+    assert (error + other_error < 0.03 * by_prior).all()
 
 
 def test_flowvaes_bound_is_the_same_however_its_draws_are_divided(monkeypatch):
