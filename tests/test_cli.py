@@ -956,7 +956,8 @@ def test_usage_mistakes(here, refused):
         "Invalid value: 'sped' is none of speed, adbench, streams; try 'invgan benchmark --help'."
     )
     assert refused("fit", "../data.csv", "--out", "m", "--label", "odd", "--learning-rate", "0") == (
-        "The 'learning_rate' parameter of InvGAN must be a float in the range (0.0, inf). Got 0.0 instead."
+        "The 'learning_rate' parameter of InvGAN must be None or a float in the range (0.0, inf). "
+        "Got 0.0 instead."
     )
 
 

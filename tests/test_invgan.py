@@ -611,6 +611,31 @@ def test_a_loaded_model_knows_its_columns_and_its_threshold(table, tmp_path):
         again.score_samples(named()[["height", "age", "pulse", "weight"]])
 
 
+@pytest.mark.parametrize(
+    ("n_training", "parameters", "steps", "batch_size", "rate"),
+    [
+        (40, {}, 300, 40, 3e-3),
+        (3200, {}, 1000, 64, 3e-3),
+        (250_000, {}, 1500, 64, 3e-3),
+        (3200, {"batch_size": 128}, 500, 128, 3e-3),
+        (3200, {"max_steps": 7, "learning_rate": 0.1}, 7, 64, 0.1),
+        (3200, {"preset": "paper"}, 1500, 128, 1e-3),
+    ],
+)
+def test_each_row_of_a_table_is_drawn_twenty_times(n_training, parameters, steps, batch_size, rate):
+    detector = fitted(correlated(300), **parameters | {"max_steps": 1})
+    detector.set_params(**{"max_steps": None} | parameters)
+    schedule = detector._schedule(n_training)
+    assert (schedule.max_steps, schedule.batch_size, schedule.learning_rate) == (steps, batch_size, rate)
+
+
+def test_images_and_networks_of_ones_own_are_trained_as_ever():
+    own = fitted(correlated(40), latent_dim=2, max_steps=1, **own_networks())
+    for detector in (own, fitted(digits()[:100], max_steps=1)):
+        schedule = detector.set_params(max_steps=None)._schedule(3200)
+        assert (schedule.max_steps, schedule.batch_size, schedule.learning_rate) == (1500, 128, 1e-3)
+
+
 def test_numpy_parameters_are_saved_as_plain_ones(tmp_path):
     detector = fitted(
         correlated(40), max_steps=np.int64(2), latent_dim=np.int32(2), learning_rate=np.float64(1e-3)

@@ -265,12 +265,17 @@ def fit(
     max_steps: Annotated[
         int | None,
         typer.Option(
-            min=1, metavar="N", help="Training steps; by default 1,500, or 4,000 for larger images."
+            min=1,
+            metavar="N",
+            help="Training steps; by default 300 to 1,500 by the number of rows, 4,000 for larger images.",
         ),
     ] = None,
     learning_rate: Annotated[
-        float, typer.Option(metavar="RATE", help="Lower it if the training diverges.")
-    ] = 1e-3,
+        float | None,
+        typer.Option(
+            metavar="RATE", help="Lower it if the training diverges; by default 0.003, 0.001 for images."
+        ),
+    ] = None,
     seed: SeedOption = 0,
     checkpoint_every: Annotated[
         int, typer.Option(min=1, metavar="N", help="Steps between two checkpoints.")

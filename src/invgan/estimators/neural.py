@@ -31,6 +31,7 @@ from invgan.training import (
     train,
 )
 
+LEARNING_RATE = 1e-3
 SCORED_AT_ONCE = 256
 """Rows that an accelerator scores at once: fewer leave it waiting for the next."""
 
@@ -69,7 +70,7 @@ class NeuralDetector(AnomalyDetector):
 
     max_steps: int | None = None
     batch_size: int | None = None
-    learning_rate: float = 1e-3
+    learning_rate: float = LEARNING_RATE
     patience: int | None = None
     device: str = "auto"
     processes: int = 1
@@ -121,7 +122,7 @@ class NeuralDetector(AnomalyDetector):
         return Schedule(
             max_steps=self.max_steps or (4000 if self._is_convolutional() else 1500),
             batch_size=self.batch_size or min(128, n_training) // self.processes * self.processes,
-            learning_rate=self.learning_rate,
+            learning_rate=self.learning_rate or LEARNING_RATE,
             patience=self.patience,
         )
 
