@@ -104,7 +104,7 @@ def test_changes_stand_beside_the_default_on_the_same_tables_and_seeds():
     assert rows["untrained"][4] == "2.5"
 
 
-@pytest.mark.parametrize("fit", ["untrained: one step", DEFAULT])
+@pytest.mark.parametrize("fit", ["untrained: one step", DEFAULT, ablation.LONGER])
 def test_a_fit_is_scored_by_everything_that_needs_no_other(fit, tmp_path, monkeypatch):
     rng = np.random.default_rng(0)
     (tmp_path / "adbench").mkdir()
@@ -112,7 +112,10 @@ def test_a_fit_is_scored_by_everything_that_needs_no_other(fit, tmp_path, monkey
     np.savez(tmp_path / "adbench" / "1_made.npz", X=X, y=np.r_[np.zeros(120), np.ones(12)])
     monkeypatch.setenv("INVGAN_DATA", str(tmp_path))
     scores = ablation._measure(True, fit, "1_made", 0)["scores"]
-    expected = [fit] if fit != DEFAULT else [fit, *ablation.POINTWISE, *ablation.MIXTURES]
-    assert list(scores) == expected
-    densities = [name for name in scores if name not in ablation.POINTWISE]
+    besides = {
+        DEFAULT: [*ablation.POINTWISE, *ablation.MIXTURES],
+        ablation.LONGER: [f"{name}, {ablation.LONGER}" for name in ablation.POINTWISE],
+    }
+    assert list(scores) == [fit, *besides.get(fit, [])]
+    densities = [name for name in scores if not name.startswith("score: ")]
     assert all(scores[name]["auroc"] > 0.99 for name in densities)  # six standard deviations apart
