@@ -7,7 +7,8 @@ import pytest
 import torch
 from scipy.stats import wilcoxon
 
-from invgan.experiments import ablation
+from invgan import InvGAN
+from invgan.experiments import ablation, adbench
 from invgan.experiments.ablation import (
     DEFAULT,
     OneNoise,
@@ -70,9 +71,10 @@ def test_one_noise_is_as_wide_among_many_rows_as_among_few():
     )
 
 
-def point(seed, table, fit, scores, seconds):
+def point(seed, table, fit, scores, seconds, distance=0.0):
     scores = {name: {"auroc": area, "ap": area / 2} for name, area in scores.items()}
-    return {"seed": seed, "table": table, "fit": fit, "scores": scores, "fit_seconds": seconds}
+    measured = {"scores": scores, "fit_seconds": seconds, "sample_distance": distance}
+    return {"seed": seed, "table": table, "fit": fit} | measured
 
 
 def test_changes_stand_beside_the_default_on_the_same_tables_and_seeds():
@@ -86,7 +88,7 @@ def test_changes_stand_beside_the_default_on_the_same_tables_and_seeds():
         for table in range(4)
     ]
     points += [
-        point(seed, f"t{table}", "untrained", {"untrained": areas[2, seed, table]}, 1.0 + table)
+        point(seed, f"t{table}", "untrained", {"untrained": areas[2, seed, table]}, 1.0 + table, 0.1 * table)
         for seed in (0, 1)
         for table in range(4)
     ]
@@ -99,18 +101,32 @@ def test_changes_stand_beside_the_default_on_the_same_tables_and_seeds():
         f"{(gain[1:] > 0).sum()} / {(gain[1:] < 0).sum()}",
         f"{wilcoxon(gain).pvalue:.3g}",
         "",
+        "",
     ]
-    assert rows[DEFAULT][2:] == ["", "", "7.0"]
-    assert rows["untrained"][4] == "2.5"
+    assert rows[DEFAULT][2:] == ["", "", "0.000", "7.0"]
+    assert rows["untrained"][4:] == ["0.150", "2.5"]
 
 
-@pytest.mark.parametrize("fit", ["untrained: one step", DEFAULT, ablation.LONGER])
-def test_a_fit_is_scored_by_everything_that_needs_no_other(fit, tmp_path, monkeypatch):
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """A table with anomalies six standard deviations away."""
     rng = np.random.default_rng(0)
     (tmp_path / "adbench").mkdir()
     X = np.r_[rng.normal(size=(120, 3)), 6 + rng.normal(size=(12, 3))]
     np.savez(tmp_path / "adbench" / "1_made.npz", X=X, y=np.r_[np.zeros(120), np.ones(12)])
     monkeypatch.setenv("INVGAN_DATA", str(tmp_path))
+
+
+def test_samples_are_compared_with_normal_test_rows(made, monkeypatch):
+    _, test, labels = adbench.split("1_made", 0)
+    monkeypatch.setattr(InvGAN, "sample", lambda self, n, random_state: test[labels == 0][:n])
+    assert ablation._measure(True, "untrained: one step", "1_made", 0)["sample_distance"] == 0
+    monkeypatch.setattr(InvGAN, "sample", lambda self, n, random_state: test[labels == 1][:n])
+    assert ablation._measure(True, "untrained: one step", "1_made", 0)["sample_distance"] > 6
+
+
+@pytest.mark.parametrize("fit", ["untrained: one step", DEFAULT, ablation.LONGER])
+def test_a_fit_is_scored_by_everything_that_needs_no_other(fit, made):
     scores = ablation._measure(True, fit, "1_made", 0)["scores"]
     besides = {
         DEFAULT: [*ablation.POINTWISE, *ablation.MIXTURES],
@@ -118,4 +134,4 @@ def test_a_fit_is_scored_by_everything_that_needs_no_other(fit, tmp_path, monkey
     }
     assert list(scores) == [fit, *besides.get(fit, [])]
     densities = [name for name in scores if not name.startswith("score: ")]
-    assert all(scores[name]["auroc"] > 0.99 for name in densities)  # six standard deviations apart
+    assert all(scores[name]["auroc"] > 0.99 for name in densities)
