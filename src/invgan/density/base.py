@@ -21,7 +21,7 @@ from invgan.estimators import NeuralDetector, Split, check_shapes, spread
 from invgan.gan import REGRESSION_BETAS
 from invgan.likelihood import log_prior
 from invgan.networks.convolutional import SMALLEST_SIDE
-from invgan.preprocess import AffineScaling
+from invgan.preprocess import AffineScaling, UnskewedScaling
 from invgan.training import Moved, Sample, Schedule, Trainable, Update
 
 INITIAL_ROWS = 1024
@@ -110,6 +110,9 @@ class DensityEstimator(NeuralDetector):
     calls; to average over u, score the floats of :func:`invgan.likelihood.dequantize`. Images of floats are
     scored, and learned from, as they are: if they are levels in disguise, their density has no bound, so
     pass the levels. :func:`invgan.likelihood.bits_per_dimension` turns either score into bits.
+
+    **Tables.** Skewed and heavy-tailed columns are bent first (:class:`~invgan.preprocess.UnskewedScaling`),
+    which brings rows far outside within reach; p stays a density in the data's units.
 
     Convolutions are for images of even sides of at least 8 pixels and 256 values or more; smaller ones are
     vectors.
@@ -216,6 +219,11 @@ class DensityEstimator(NeuralDetector):
         except TrainingDivergedError as error:
             where = first_failure(self.model_)
             raise TrainingDivergedError(f"{error} {where} failed first." if where else str(error)) from None
+
+    def _scale(self, rows: Tensor, which: np.ndarray) -> AffineScaling:
+        if len(self.data_shape_) == 1:
+            return UnskewedScaling.standardize(rows[which])
+        return super()._scale(rows, which)
 
     def _schedule(self, n_training: int) -> Schedule:
         return Schedule(
