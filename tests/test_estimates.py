@@ -16,7 +16,14 @@ from invgan.errors import UnreliableEstimateWarning
 from invgan.likelihood import log_prior, map_latent
 
 INTEGRALS = ["laplace", "importance", "ais"]
-PLANE = {"latent_dim": 2, "n_centers": 6, "max_steps": 300, "random_state": 0}
+PLANE = {
+    "latent_dim": 2,
+    "n_centers": 6,
+    "random_state": 0,
+    "batch_size": 128,
+    "learning_rate": 1e-3,
+    "max_steps": 300,
+}
 """With few centres σ is smooth, and so are posteriors; with one per row or two they are all spikes."""
 QUICK = {"n_samples": 40, "n_temperatures": 5}
 
