@@ -125,8 +125,8 @@ class DensityEstimator(NeuralDetector):
         Units (or channels) of the networks' hidden layers.
     max_steps, batch_size, learning_rate, patience, false_positive_rate, random_state, device, processes, \
     precision, checkpoint, checkpoint_every, verbose
-        Those of :class:`~invgan.InvGAN`; ``max_steps`` is 4,000 by default (RealNVP with splines 6,000, Glow
-        8,000: edges take the coupling flows longer), ``batch_size`` 512,
+        Those of :class:`~invgan.InvGAN`; ``max_steps`` is 4,000 by default (RealNVP and FlowVAE with splines
+        6,000, Glow 8,000: edges take the coupling flows longer), ``batch_size`` 512,
         ``learning_rate`` 1e-3, or 1e-2 for splines, and ``patience`` 10: a flow that learns few rows by heart
         does so in the first tenth of the training.
 

@@ -86,9 +86,9 @@ class FlowVAEModel(FlowModel):
         if below is not None:
             offsets = offsets + torch.einsum("nij,knj->kni", below, mean + draws)
         shifts = self.log_std.exp() * offsets.view(len(draws), *rows.shape)
-        log_prior_of_points = super().log_prob((rows + shifts).flatten(0, 1))
+        log_prob_of_points = super().log_prob((rows + shifts).flatten(0, 1))
         log_ratio = log_prior(offsets.flatten(0, 1)) - log_prior(draws.flatten(0, 1))
-        return (log_prior_of_points + log_ratio).view(len(draws), -1) + log_diagonal.sum(1)
+        return (log_prob_of_points + log_ratio).view(len(draws), -1) + log_diagonal.sum(1)
 
     def _encode(self, rows: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Return m (n, D), the logarithm of L's diagonal (n, D), and what is below it, if anything."""
