@@ -182,9 +182,8 @@ class InvGAN(LatentDetector):
         if len(self.data_shape_) > 1 or self.preset is not None or self.generator is not None:
             return schedule
         batch_size = self.batch_size or min(TABLE_BATCH, n_training) // self.processes * self.processes
-        steps = min(
-            max(FEWEST_TABLE_STEPS, TABLE_EPOCHS * n_training // max(batch_size, 1)), MOST_TABLE_STEPS
-        )
+        # More processes than rows leave a batch of none, which the training refuses.
+        steps = TABLE_EPOCHS * n_training // max(batch_size, 1)
         return replace(
             schedule,
             max_steps=self.max_steps or min(max(steps, FEWEST_TABLE_STEPS), MOST_TABLE_STEPS),
