@@ -21,11 +21,11 @@ from invgan.experiments.ablation import (
 from invgan.likelihood import Bandwidths, TangentMixture
 
 CENTERS, ROWS = torch.randn(2, 30, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-BANDWIDTHS = Bandwidths(tangent=0.7, noise=0.2, round=0.5)
+BANDWIDTHS = Bandwidths(tangent=0.7, noise=0.2, round=0.5, tail=0.6)
 
 
-def log_prob(kind, generator, bandwidths=BANDWIDTHS, centers=CENTERS):
-    mixture = kind(centers, centers, generator)
+def log_prob(kind, generator, bandwidths=BANDWIDTHS, centers=CENTERS, tail_share=0.0):
+    mixture = kind(centers, centers, generator, tail_share=tail_share)
     mixture.set_bandwidths(bandwidths)
     return mixture.log_prob(ROWS)
 
@@ -60,6 +60,17 @@ def test_without_the_round_kernel_its_width_does_not_matter():
     other = BANDWIDTHS._replace(round=9.0)
     assert torch.equal(log_prob(WithoutRound, torch.sin), log_prob(WithoutRound, torch.sin, other))
     assert not torch.allclose(log_prob(TangentMixture, torch.sin), log_prob(TangentMixture, torch.sin, other))
+
+
+def test_without_the_tails_their_width_does_not_matter():
+    def found(kind, tail):
+        mixture = kind(CENTERS, CENTERS, torch.sin)
+        mixture.set_bandwidths(BANDWIDTHS._replace(tail=tail))
+        return mixture.log_prob(9 * ROWS)
+
+    without = ablation.MIXTURES["without the tails"]
+    assert torch.equal(found(without, 0.6), found(without, 9.0))
+    assert not torch.allclose(found(TangentMixture, 0.6), found(TangentMixture, 9.0))
 
 
 def test_one_noise_is_as_wide_among_many_rows_as_among_few():

@@ -20,6 +20,7 @@ from invgan.errors import InputError, UnreliableEstimateWarning
 from invgan.estimators import NeuralDetector, Split, check_shapes, in_blocks, part_of, spread
 from invgan.gan import InvertedGenerator
 from invgan.likelihood import (
+    Bandwidths,
     Estimate,
     LogLikelihood,
     TangentMixture,
@@ -33,6 +34,7 @@ from invgan.likelihood import (
     map_latents,
     riemannian,
 )
+from invgan.likelihood.aggregate import TAIL_SHARE
 from invgan.networks import RBFVariance
 
 METHODS = ("aggregate", "joint", "riemannian", "laplace", "importance", "ais")
@@ -215,7 +217,9 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
             self.mixture_.fit_bandwidths(seed=seed)
 
     def _mixture(self, centers: Tensor, codes: Tensor, n_reference: int) -> TangentMixture:
-        return TangentMixture(centers, codes, self._generate, n_reference=n_reference)
+        # Under an image's tails all of its pixels count alike, and the digits of MNIST detect worse by them.
+        tail_share = TAIL_SHARE if len(self.data_shape_) == 1 else 0.0
+        return TangentMixture(centers, codes, self._generate, n_reference=n_reference, tail_share=tail_share)
 
     def _own_components(self, n_calibration: int) -> Tensor:
         """Number the components that the calibration rows carry; −1 if they carry none."""
@@ -628,6 +632,7 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
             "mixture.centers": (n_components, n_features),
             "mixture.codes": (n_components, self.latent_dim_),
             "mixture.n_reference": (),
+            "mixture.variances": (len(Bandwidths._fields),),
         }
         check_shapes(tensors, expected)
         self.typical_ = tensors["typical"].to(self._device())

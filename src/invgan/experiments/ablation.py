@@ -9,7 +9,7 @@ import functools
 import itertools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +81,13 @@ FITS: dict[str, dict[str, Any]] = {
     "the paper's networks, loss and σ": {"preset": "paper", "method": "aggregate"},
 }
 """Settings that differ, for which the networks are trained anew."""
-MIXTURES: dict[str, type[TangentMixture]] = {
+MIXTURES: dict[str, Callable[..., TangentMixture]] = {
     "without the generator's tangents": WithoutGenerator,
     "without the rows' own steps": WithoutRows,
     "one noise for all rows": OneNoise,
     "without the round kernel": WithoutRound,
     "the round kernel alone": OnlyRound,
+    "without the tails": functools.partial(TangentMixture, tail_share=0.0),
 }
 """Densities around the default's encoded rows."""
 POINTWISE = {"score: joint": "joint", "score: riemannian (Eq. 4)": "riemannian"}
@@ -166,7 +167,7 @@ def _measure(quick: bool, fit: str, table: str, seed: int) -> Point:
     return {"scores": scores, "fit_seconds": seconds, "sample_distance": distance.item()}
 
 
-def _changed(detector: InvGAN, kind: type[TangentMixture], seed: int) -> InvGAN:
+def _changed(detector: InvGAN, kind: Callable[..., TangentMixture], seed: int) -> InvGAN:
     """Give the detector another density around the same encoded rows."""
     other = copy.copy(detector)
     with other._scoring():

@@ -20,6 +20,8 @@ NEIGHBOUR_OF_SCALE = 5
 """The neighbour whose distance is the unit of a row's noise."""
 SMALLEST_SCALE = 1e-4
 """Least squared unit of a row's noise, as a share of the median one: among duplicates it would be zero."""
+TAIL_SHARE = 1e-3
+"""The share of the tails: from a thousandth to a tenth little changes, as densities differ by far more."""
 N_FOLDS = 5
 """Folds of the cross-validation that chooses the bandwidths."""
 MAX_FOLDED = 5000
@@ -43,7 +45,7 @@ MAX_GRAM_VALUES = 2**24
 
 
 class Bandwidths(NamedTuple):
-    """The three variances of a :class:`TangentMixture`; they have no unit."""
+    """The squared widths of a :class:`TangentMixture`; they have no unit."""
 
     tangent: float
     """s²: along the tangents."""
@@ -51,26 +53,34 @@ class Bandwidths(NamedTuple):
     """τ²: across them, in units of ρ²."""
     round: float
     """κ²: of the round kernel, in units of ρ²."""
+    tail: float
+    """υ²: of the tails, in units of β²."""
 
 
 class TangentMixture(nn.Module):
-    r"""A normalised density with one Gaussian per training row, stretched along the generator and the rows.
+    r"""A normalised density: around each training row a Gaussian along the generator and the rows, and tails.
 
     .. math::
-        p(x) = \frac1n \sum_i N(x;\, c_i,\, \Sigma_i), \qquad
+        p(x) = \frac1n \sum_i \Bigl[(1 - \epsilon)\, N(x;\, c_i,\, \Sigma_i)
+        + \epsilon \prod_j \frac{1}{2 b_i} e^{-|x_j - c_{ij}| / b_i}\Bigr], \qquad b_i = \upsilon \beta_i,
+
+    .. math::
         \Sigma_i^{-1} = (1 - w) \bigl(s^2 T_i T_i^\top + \tau^2 \rho_i^2 I\bigr)^{-1}
         + w \bigl(\kappa^2 \rho_i^2 I\bigr)^{-1}, \qquad
         T_i = \frac{1}{\sqrt{2k}} \bigl[\,J_g(z_i)(z_j - z_i),\; c_j - c_i\,\bigr]_{j \in \mathcal{N}(i)}
 
     with :math:`z_i = h(c_i)`, the k rows nearest to :math:`c_i`, and :math:`\rho_i^2 = \|c_i - c_j\|^2 / D`
-    for the fifth of them. A manifold Parzen estimate (Vincent and Bengio, 2002): the prior N(0, I) is
-    replaced by the encoded training rows. Each component extends along the generator's surface, by the
-    tangents of Eq. 3, and along the rows around it, where the generator does not reach; across both its
-    noise is wide where rows are few (Breiman, Meisel and Purcell, 1977). The likelihood of held-out rows
-    says nothing of what lies further out, where anomalies are: so a share w of the precision is that of a
-    round kernel, which takes no direction for a likely one. With the decomposition
+    and :math:`\beta_i = \|c_i - c_j\|_1 / D` for the fifth of them.
+    A manifold Parzen estimate (Vincent and Bengio, 2002): the prior N(0, I) is replaced by the encoded
+    training rows. Each component extends along the generator's surface, by the tangents of Eq. 3, and along
+    the rows around it, where the generator does not reach; across both its noise is wide where rows are few
+    (Breiman, Meisel and Purcell, 1977). The likelihood of held-out rows says nothing of what lies further
+    out, where anomalies are: so a share w of the precision is that of a round kernel, which takes no
+    direction for a likely one. Nor does a Gaussian expect a row that is far off in one feature and like the
+    others in the rest, as tables have them: a small share :math:`\epsilon` is a product of Laplace kernels.
+    With the decomposition
     :math:`T T^\top = U S^2 U^\top` the variance is :math:`\alpha_k` along axis k and :math:`\nu` across
-    all of them, and the density has the closed form
+    all of them, and the Gaussian has the closed form
 
     .. math::
         -2 \log N = \frac{\|r\|^2 - \sum_k (u_k \cdot r)^2}{\nu}
@@ -89,6 +99,8 @@ class TangentMixture(nn.Module):
         How many of the rows, the first ones, are looked among for neighbours and choose the bandwidths; all
         by default. A further row has a component, which is made of nothing but itself and these: so its own
         density without that component, which :meth:`log_prob` can omit, is that of a new row.
+    tail_share : float in [0, 1)
+        ε. Images do without: under their tails all pixels count alike.
 
     Examples
     --------
@@ -97,9 +109,11 @@ class TangentMixture(nn.Module):
     ...     torch.tensor([[0.0], [1.0]]),
     ...     lambda z: torch.cat([2 * z, 0 * z], 1),
     ... )
-    >>> line.set_bandwidths(Bandwidths(tangent=1.0, noise=0.5, round=2.0))  # ρ² = 4 / 2, T Tᵀ = diag(4, 0)
-    >>> along, across = 1 / (0.7 / 5 + 0.3 / 4), 1 / (0.7 / 1 + 0.3 / 4)
-    >>> expected = -math.log(2 * math.pi) - 0.5 * math.log(along * across) - 0.5 / along
+    >>> line.set_bandwidths(Bandwidths(tangent=1.0, noise=0.5, round=2.0, tail=9.0))
+    >>> along, across = 1 / (0.7 / 5 + 0.3 / 4), 1 / (0.7 / 1 + 0.3 / 4)  # ρ² = 4 / 2, T Tᵀ = diag(4, 0)
+    >>> gaussian = math.exp(-0.5 / along) / (2 * math.pi * math.sqrt(along * across))
+    >>> tail = math.exp(-1 / 3) / (2 * 3) ** 2  # β = 2 / 2
+    >>> expected = math.log(0.999 * gaussian + 0.001 * tail)
     >>> torch.allclose(line.log_prob(torch.tensor([[1.0, 0.0]])), torch.tensor(expected))
     True
     """
@@ -114,9 +128,16 @@ class TangentMixture(nn.Module):
     _generator: LatentMap
 
     def __init__(
-        self, centers: Tensor, codes: Tensor, generator: LatentMap, *, n_reference: int | None = None
+        self,
+        centers: Tensor,
+        codes: Tensor,
+        generator: LatentMap,
+        *,
+        n_reference: int | None = None,
+        tail_share: float = TAIL_SHARE,
     ) -> None:
         super().__init__()
+        self.tail_share = tail_share
         self.register_buffer("centers", centers)
         self.register_buffer("codes", codes)
         self.register_buffer("variances", torch.ones(len(Bandwidths._fields), dtype=torch.float64))
@@ -135,10 +156,10 @@ class TangentMixture(nn.Module):
         for block in everything.split(_jacobian_block(everything.device)):
             near = self._neighbours(block, everything[:n_reference])
             (vectors,) = self._vectors(block, [near])
-            parts.append(_tangents(vectors, self.centers[block], near.scale))
-        basis, at_center, lengths, scale = zip(*parts, strict=True)
-        bounded = _bounded(torch.cat(scale), n_reference)
-        return _Tangents(torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths), bounded)
+            parts.append(_tangents(vectors, self.centers[block], near))
+        basis, at_center, lengths, *scales = zip(*parts, strict=True)
+        bounded = (_bounded(torch.cat(scale), n_reference) for scale in scales)
+        return _Tangents(torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths), *bounded)
 
     def _neighbours(self, which: Tensor, others: Tensor) -> "Neighbours":
         """Find the nearest of ``others`` to each row numbered ``which``, itself left out."""
@@ -148,7 +169,7 @@ class TangentMixture(nn.Module):
         nearest = others[squared.topk(n_neighbours, largest=False).indices]
         # Of duplicates the expansion leaves rounding errors where there is nothing.
         fifth = self.centers[nearest[:, min(NEIGHBOUR_OF_SCALE, n_neighbours) - 1]] - self.centers[which]
-        return Neighbours(nearest, fifth.square().mean(1))
+        return Neighbours(nearest, fifth.square().mean(1), fifth.abs().mean(1).square())
 
     def _vectors(self, which: Tensor, nears: "Sequence[Neighbours]") -> list[Tensor]:
         """T of the rows numbered ``which``, (b, D, 2k), in float64, for each choice of neighbours."""
@@ -168,19 +189,20 @@ class TangentMixture(nn.Module):
 
     @property
     def bandwidths(self) -> Bandwidths:
-        """s², τ² and κ²."""
+        """s², τ², κ² and υ²."""
         return Bandwidths(*self.variances.tolist())
 
     def set_bandwidths(self, bandwidths: Bandwidths) -> None:
-        """Set s², τ² and κ²."""
-        self.variances.copy_(torch.tensor(bandwidths))
+        """Set s², τ², κ² and υ²."""
+        self.variances.copy_(torch.tensor(bandwidths, dtype=torch.float64))
 
     @torch.no_grad()
     def fit_bandwidths(self, *, seed: int) -> float:
         """Choose the bandwidths that maximise the cross-validated log-likelihood of the reference rows.
 
         Each fold is scored under the components, and their neighbourhoods, of the other folds alone: s² and
-        τ² by the stretched kernel as if w were 0, and κ² by the round one as if w were 1.
+        τ² by the stretched kernel as if w and ε were 0, κ² by the round one as if w were 1, and υ² by the
+        tails as if ε were 1.
 
         Parameters
         ----------
@@ -207,16 +229,18 @@ class TangentMixture(nn.Module):
             for fold, (near, vectors) in enumerate(zip(nears, self._vectors(block, nears), strict=True)):
                 kept = fold_of[block] != fold
                 centers = self.centers[block[kept]]
-                tangents = _tangents(vectors[kept], centers, near.scale[kept])
+                tangents = _tangents(vectors[kept], centers, near.take(kept))
                 squared = _squared_distances(queries[fold], centers)
                 along = _along(queries[fold], tangents)
-                parts[fold].append(_Pairs(squared, along, tangents.lengths, tangents.scale))
+                scales = (tangents.scale, tangents.tail_scale)
+                parts[fold].append(_Pairs(squared, along, tangents.lengths, *scales))
         pairs = [_nearest(fold) for fold in parts]
+        n_features = self.centers.shape[1]
 
-        def likelihood(bandwidths: Bandwidths, round_share: float, most: int = MAX_QUERIES) -> float:
+        def gaussians(bandwidths: Bandwidths, round_share: float, most: int = MAX_QUERIES) -> Tensor:
             values = []
-            for near, (squared, along, lengths, scale) in pairs:
-                components = _components(lengths, scale, bandwidths, round_share, self.centers.shape[1])
+            for near, (squared, along, lengths, scale, _) in pairs:
+                components = _components(lengths, scale, bandwidths, round_share, n_features)
                 which = near[: most // N_FOLDS]
                 # A round kernel has no axes: its variance is the same along them as across.
                 excess = squared.new_zeros(())
@@ -225,12 +249,31 @@ class TangentMixture(nn.Module):
                 # Of the components only those near a row are there; the others' share is nothing.
                 log_prob = components.log_prob(squared[: len(which)], excess, which)
                 values.append(torch.logsumexp(log_prob, 1) - math.log(len(lengths)))
-            return torch.cat(values).mean().item()
+            return torch.cat(values)
 
-        tangent, noise = _maximized(lambda s, t, most: likelihood(Bandwidths(s, t, 1.0), 0.0, most), 2)
-        (rounded,) = _maximized(lambda k, most: likelihood(Bandwidths(1.0, 1.0, k), 1.0, most), 1)
-        self.set_bandwidths(Bandwidths(tangent, noise, rounded))
-        return likelihood(self.bandwidths, self.round_share)
+        def tails(bandwidths: Bandwidths, most: int = MAX_QUERIES) -> Tensor:
+            values = []
+            for (near, part), absolute in zip(pairs, absolutes, strict=True):
+                which = near[: most // N_FOLDS]
+                components = _tails(part.tail_scale, bandwidths)
+                log_prob = components.log_prob(absolute[: len(which)], n_features, which)
+                values.append(torch.logsumexp(log_prob, 1) - math.log(len(part.lengths)))
+            return torch.cat(values)
+
+        tangent, noise = _maximized(lambda s, t, most: gaussians(Bandwidths(s, t, 1.0, 1.0), 0.0, most), 2)
+        (rounded,) = _maximized(lambda k, most: gaussians(Bandwidths(1.0, 1.0, k, 1.0), 1.0, most), 1)
+        found = Bandwidths(tangent, noise, rounded, 1.0)
+        reached = gaussians(found, self.round_share)
+        if self.tail_share > 0:
+            absolutes = [
+                _near_absolute_distances(rows, self.centers[rest], near)
+                for rows, rest, (near, _) in zip(queries, others, pairs, strict=True)
+            ]
+            (tail,) = _maximized(lambda u, most: tails(found._replace(tail=u), most), 1)
+            found = found._replace(tail=tail)
+            reached = self._with_tails(reached, tails(found))
+        self.set_bandwidths(found)
+        return reached.mean().item()
 
     @torch.no_grad()
     def log_prob(
@@ -238,10 +281,10 @@ class TangentMixture(nn.Module):
     ) -> Tensor:
         r"""Log-density of scaled, flattened rows, shape (m, D) → (m,), in nats.
 
-        Costs m·n·D·r multiplications, for n components of r axes. Of more than 5,000 components only the 256
-        nearest to a row are summed up, which costs m·D·(n + 256 r): what is left out can but lower its
-        density. With missing features, of which the axes that are left are no longer orthogonal, m·n·D·r² and
-        r×r determinants:
+        Costs m·n·D·r multiplications, for n components of r axes, and m·n·D differences for the tails. Of
+        more than 5,000 components only the 256 nearest to a row are summed up, which costs m·D·(n + 256 r):
+        what is left out can but lower its density. With missing features, of which the axes that are left
+        are no longer orthogonal, m·n·D·r² and r×r determinants:
 
         .. math::
             \log\det(U_o \Lambda U_o^\top + \nu I) = |o| \log \nu + \log\det A, \qquad
@@ -259,18 +302,53 @@ class TangentMixture(nn.Module):
         -------
         Tensor, shape (m,)
         """
+        n, near = len(self.centers), None
+        if observed is None and n > MAX_ALL:
+            near = _squared_distances(rows, self.centers).topk(MAX_NEAR, largest=False)  # m×K
+        numbers = torch.arange(n, device=rows.device) if near is None else near.indices
+
+        def mixed(log_components: Tensor) -> Tensor:
+            if omitted is not None:
+                log_components = log_components.masked_fill(numbers == omitted[:, None], -torch.inf)
+            return torch.logsumexp(log_components, 1) - math.log(n)
+
+        if near is not None:
+            gaussians = self._near_gaussians(rows, near.values, near.indices)
+        elif observed is None:
+            gaussians = self._gaussians(rows)
+        else:
+            gaussians = self._marginal_gaussians(rows, observed)
+        if self.tail_share == 0:
+            return mixed(gaussians)
+        return self._with_tails(mixed(gaussians), mixed(self._laplaces(rows, observed, numbers)))
+
+    def _components(self) -> "_Components":
+        lengths, scale = self.tangents.lengths, self.tangents.scale
+        return _components(lengths, scale, self.bandwidths, self.round_share, self.centers.shape[1])
+
+    def _gaussians(self, rows: Tensor) -> Tensor:
+        """Log-densities under all Gaussians, m×n."""
+        components = self._components()
+        size = max(1, MAX_ALONG_VALUES // (len(rows) * self.tangents.lengths.shape[1]))
+        blocks = zip(self.tangents.split(size), components.excess.split(size), strict=True)
+        along = [_along(rows, tangents).mul_(excess).sum(2) for tangents, excess in blocks]
+        return components.log_prob(_squared_distances(rows, self.centers), torch.cat(along, 1))
+
+    def _near_gaussians(self, rows: Tensor, squared: Tensor, near: Tensor) -> Tensor:
+        """Log-densities under the Gaussians numbered ``near``, whose centres are so far off; all m×K."""
+        (n, rank), components = self.tangents.lengths.shape, self._components()
+        basis = self.tangents.basis.view(-1, n, rank)  # D×n×r
+        excess = []
+        at_once = max(1, MAX_NEAR_VALUES // (MAX_NEAR * rank * rows.shape[1]))
+        for part, which in zip(rows.split(at_once), near.split(at_once), strict=True):
+            axes = basis[:, which].transpose(0, 1).flatten(2)  # m×D×K·r
+            projected = (part[:, None] @ axes).view(*which.shape, rank) - self.tangents.at_center[which]
+            excess.append(projected.square_().mul_(components.excess[which]).sum(2))
+        return components.log_prob(squared, torch.cat(excess), near)
+
+    def _marginal_gaussians(self, rows: Tensor, observed: Tensor) -> Tensor:
+        """Log-densities of the observed features under all Gaussians, m×n."""
         n, rank = self.tangents.lengths.shape
-        if observed is None:
-            components = _components(
-                self.tangents.lengths, self.tangents.scale, self.bandwidths, self.round_share, rows.shape[1]
-            )
-            if n > MAX_ALL:
-                return self._log_prob_of_near(rows, components, omitted)
-            size = max(1, MAX_ALONG_VALUES // (len(rows) * rank))
-            blocks = zip(self.tangents.split(size), components.excess.split(size), strict=True)
-            along = [_along(rows, tangents).mul_(excess).sum(2) for tangents, excess in blocks]
-            squared = _squared_distances(rows, self.centers)
-            return _mixed(components.log_prob(squared, torch.cat(along, 1)), omitted)
         size = max(1, MAX_GRAM_VALUES // ((rows.shape[1] + len(rows)) * rank**2))
         parts = [
             _log_marginal_components(
@@ -284,23 +362,26 @@ class TangentMixture(nn.Module):
             )
             for block in torch.arange(n, device=rows.device).split(size)
         ]
-        return _mixed(torch.cat(parts, 1), omitted)
+        return torch.cat(parts, 1)
 
-    def _log_prob_of_near(self, rows: Tensor, components: "_Components", omitted: Tensor | None) -> Tensor:
-        """Log-density of rows, of which each is compared with the components nearest to it."""
-        n, rank = self.tangents.lengths.shape
-        near = _squared_distances(rows, self.centers).topk(MAX_NEAR, largest=False)  # m×K
-        basis = self.tangents.basis.view(-1, n, rank)  # D×n×r
-        excess = []
-        at_once = max(1, MAX_NEAR_VALUES // (MAX_NEAR * rank * rows.shape[1]))
-        for part, which in zip(rows.split(at_once), near.indices.split(at_once), strict=True):
-            axes = basis[:, which].transpose(0, 1).flatten(2)  # m×D×K·r
-            projected = (part[:, None] @ axes).view(*which.shape, rank) - self.tangents.at_center[which]
-            excess.append(projected.square_().mul_(components.excess[which]).sum(2))
-        log_prob = components.log_prob(near.values, torch.cat(excess), near.indices)
-        if omitted is not None:
-            log_prob = log_prob.masked_fill(near.indices == omitted[:, None], -torch.inf)
-        return torch.logsumexp(log_prob, 1) - math.log(n)
+    def _laplaces(self, rows: Tensor, observed: Tensor | None, numbers: Tensor) -> Tensor:
+        """Log-densities of the observed features in the tails, m×n, or m×K of those numbered for each row."""
+        n_features: int | Tensor = rows.shape[1]
+        if numbers.ndim == 2:
+            absolute = _near_absolute_distances(rows, self.centers, numbers)
+        elif observed is None:
+            absolute = _absolute_distances(rows, self.centers)
+        else:
+            known = observed.to(rows)
+            n_features = known.sum(1, keepdim=True)
+            # An unknown feature counts as 0, whose distance is then taken away again.
+            unknown = steady_product(1 - known, self.centers.abs())
+            absolute = (_absolute_distances(rows * known, self.centers) - unknown).clamp_min(0)
+        return _tails(self.tangents.tail_scale, self.bandwidths).log_prob(absolute, n_features, numbers)
+
+    def _with_tails(self, gaussians: Tensor, tails: Tensor) -> Tensor:
+        """Mix the two log-densities of each row."""
+        return torch.logaddexp(gaussians + math.log1p(-self.tail_share), tails + math.log(self.tail_share))
 
 
 class Neighbours(NamedTuple):
@@ -308,21 +389,26 @@ class Neighbours(NamedTuple):
 
     rows: Tensor  # their numbers, b×k, the nearest first
     scale: Tensor  # ρ², b: what the fifth's squared distance is per feature
+    tail_scale: Tensor  # β², b: the square of what its distance in absolute differences is per feature
+
+    def take(self, which: Tensor) -> "Neighbours":
+        """Keep those of some of the b rows."""
+        return Neighbours(*(part[which] for part in self))
 
 
 class _Tangents(NamedTuple):
-    """Principal axes of T Tᵀ at every centre, and the unit of the noise there."""
+    """Principal axes of T Tᵀ at every centre, and the units of the noise and of the tails there."""
 
     basis: Tensor  # D×n·r: each centre's r = min(2k, D) axes u, orthonormal, or zero where one has no length
     at_center: Tensor  # u·c, n×r
     lengths: Tensor  # S, n×r
     scale: Tensor  # ρ², n
+    tail_scale: Tensor  # β², n
 
     def split(self, size: int) -> "Iterator[_Tangents]":
         """Take those of so many centres at a time."""
         bases = self.basis.split(size * self.lengths.shape[1], 1)
-        rest = (part.split(size) for part in (self.at_center, self.lengths, self.scale))
-        return map(_Tangents, bases, *rest)
+        return map(_Tangents, bases, *(part.split(size) for part in self[1:]))
 
 
 class _Components(NamedTuple):
@@ -338,6 +424,19 @@ class _Components(NamedTuple):
         return quadratic.add_(self.log_norm[which]).mul_(-0.5)
 
 
+class _Tails(NamedTuple):
+    """What tells a row's density under each of n products of Laplace kernels from its distance to them."""
+
+    rate: Tensor  # 1/b
+    log_norm: Tensor  # log 2b
+
+    def log_prob(
+        self, absolute: Tensor, n_features: int | Tensor, which: Tensor | slice = slice(None)
+    ) -> Tensor:
+        """Log-density from Σ |r| over so many features, m×n, or m×k for those numbered ``which``."""
+        return -(absolute * self.rate[which]).add_(n_features * self.log_norm[which])
+
+
 class _Pairs(NamedTuple):
     """How m rows lie to n components, whatever the bandwidths."""
 
@@ -345,6 +444,7 @@ class _Pairs(NamedTuple):
     along: Tensor  # (u·r)², m×n×r
     lengths: Tensor  # S, n×r
     scale: Tensor  # ρ², n
+    tail_scale: Tensor  # β², n
 
 
 def _jacobian_block(device: torch.device) -> int:
@@ -356,8 +456,8 @@ def _to(points: Tensor, which: Tensor, near: Neighbours) -> Tensor:
     return ((points[near.rows] - points[which, None]) / near.rows.shape[1] ** 0.5).mT
 
 
-def _tangents(tangents: Tensor, centers: Tensor, scale: Tensor) -> _Tangents:
-    """Principal axes of the given tangents (b, D, k) at their centres (b, D)."""
+def _tangents(tangents: Tensor, centers: Tensor, near: Neighbours) -> _Tangents:
+    """Principal axes of the given tangents (b, D, k) at their centres (b, D), with the neighbours' units."""
     # The k×k Gram matrix has the same spectrum; at D in the thousands it is the cheaper way to it.
     squared_lengths, axes = torch.linalg.eigh(tangents.mT @ tangents)
     rank = min(tangents.shape[1:])
@@ -366,11 +466,12 @@ def _tangents(tangents: Tensor, centers: Tensor, scale: Tensor) -> _Tangents:
     direction = tangents @ axes / torch.where(present, length, 1)[:, None] * present[:, None]  # b×D×k
     at_center = torch.einsum("bd,bdk->bk", centers.double(), direction)
     basis = direction.transpose(0, 1).flatten(1)
-    return _Tangents(basis.to(centers), at_center.to(centers), (length * present).to(centers), scale)
+    lengths = (length * present).to(centers)
+    return _Tangents(basis.to(centers), at_center.to(centers), lengths, near.scale, near.tail_scale)
 
 
 def _bounded(scale: Tensor, n_reference: int | None = None) -> Tensor:
-    """Keep the units of the noise from zero."""
+    """Keep the units of the noise, or of the tails, from zero."""
     reference = scale[:n_reference]
     positive = reference[reference > 0]
     least = SMALLEST_SCALE * positive.median() if len(positive) else scale.new_ones(())
@@ -385,12 +486,13 @@ def _along(rows: Tensor, tangents: _Tangents) -> Tensor:
 
 def _nearest(parts: Sequence[_Pairs]) -> tuple[Tensor, _Pairs]:
     """Number the components of all parts that are near each row, m×k, and tell how it lies to those."""
-    squared, along, lengths, scale = zip(*parts, strict=True)
+    squared, along, lengths, *scales = zip(*parts, strict=True)
     distances = torch.cat(squared, 1)
     near = distances.topk(min(MAX_NEAR, distances.shape[1]), largest=False)
     axes = near.indices[..., None].expand(-1, -1, along[0].shape[2])
     steps = torch.cat(along, 1).gather(1, axes)
-    return near.indices, _Pairs(near.values, steps, torch.cat(lengths), _bounded(torch.cat(scale)))
+    bounded = (_bounded(torch.cat(scale)) for scale in scales)
+    return near.indices, _Pairs(near.values, steps, torch.cat(lengths), *bounded)
 
 
 def component_variances(
@@ -412,13 +514,14 @@ def _components(
     return _Components(1 / across, excess, log_det + n_features * math.log(2 * math.pi))
 
 
-def _mixed(log_components: Tensor, omitted: Tensor | None) -> Tensor:
-    """Log of the equally weighted mixture, (m, n) → (m,), each row without the component it omits."""
-    n = log_components.shape[1]
-    if omitted is not None:
-        left_out = torch.arange(n, device=omitted.device) == omitted[:, None]
-        log_components = log_components.masked_fill(left_out, -torch.inf)
-    return torch.logsumexp(log_components, 1) - math.log(n)
+def _tails(tail_scale: Tensor, bandwidths: Bandwidths) -> _Tails:
+    width = tail_widths(tail_scale, bandwidths)
+    return _Tails(1 / width, (2 * width).log())
+
+
+def tail_widths(tail_scale: Tensor, bandwidths: Bandwidths) -> Tensor:
+    """b, the scale of the Laplace kernels around each centre, (n,)."""
+    return (bandwidths.tail * tail_scale).sqrt()
 
 
 def _log_marginal_components(
@@ -460,14 +563,26 @@ def _squared_distances(rows: Tensor, centers: Tensor) -> Tensor:
     return squared.clamp_min(0)
 
 
-def _maximized(likelihood: Callable[..., float], n_variances: int) -> tuple[float, ...]:
+def _absolute_distances(rows: Tensor, centers: Tensor) -> Tensor:
+    """Σ |x − c| of every pair."""
+    return torch.cdist(rows, centers, p=1)
+
+
+def _near_absolute_distances(rows: Tensor, centers: Tensor, near: Tensor) -> Tensor:
+    """Σ |x − c| of each row and the centres numbered for it, m×K."""
+    at_once = max(1, MAX_NEAR_VALUES // (near.shape[1] * rows.shape[1]))
+    parts = zip(rows.split(at_once), near.split(at_once), strict=True)
+    return torch.cat([centers[which].sub_(part[:, None]).abs_().sum(2) for part, which in parts])
+
+
+def _maximized(log_prob: Callable[..., Tensor], n_variances: int) -> tuple[float, ...]:
     """Find the variances of the highest likelihood: from the best of a grid by Nelder and Mead's way.
 
-    The likelihood takes the variances, and of how many rows at most to take it.
+    The log-densities are functions of the variances, and of how many rows at most to take.
     """
 
     def loss(log_variances: np.ndarray, most: int = MAX_QUERIES) -> float:
-        return -likelihood(*np.exp(log_variances).tolist(), most)
+        return -log_prob(*np.exp(log_variances).tolist(), most).mean().item()
 
     # Bounded: duplicate rows, and rows that others are sums of, would draw τ² to zero for ever.
     bounds = np.log([(1e-3, 10.0)] * n_variances)

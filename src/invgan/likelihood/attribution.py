@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from invgan.likelihood.aggregate import TangentMixture, component_variances
+from invgan.likelihood.aggregate import TangentMixture, component_variances, tail_widths
 
 MAX_SET_ASIDE = 16
 """Features that are set aside one after the other, at most; the others are judged where that ends."""
@@ -42,9 +42,10 @@ def attribute(
     measured by, nor do they share its blame. Each of the rest :math:`S_T` has
     :math:`-\log p(x_j | x_{S_T \setminus j})` and an equal part of what these leave of the last term.
 
-    A component's conditional needs no more than its precision: :math:`x_j | x_{S \setminus j}` is normal
-    with precision :math:`\Lambda_{jj}` and mean :math:`x_j - (\Lambda (x - c))_j / \Lambda_{jj}`; to set j
-    aside is to subtract :math:`\Lambda_{:j} \Lambda_{j:} / \Lambda_{jj}`.
+    A Gaussian component's conditional needs no more than its precision: :math:`x_j | x_{S \setminus j}` is
+    normal with precision :math:`\Lambda_{jj}` and mean :math:`x_j - (\Lambda (x - c))_j / \Lambda_{jj}`; to
+    set j aside is to subtract :math:`\Lambda_{:j} \Lambda_{j:} / \Lambda_{jj}`. In the tails a feature does
+    not depend on the others.
 
     Parameters
     ----------
@@ -65,8 +66,9 @@ def attribute(
     Examples
     --------
     >>> from invgan.likelihood import Bandwidths
-    >>> flat = TangentMixture(torch.zeros(5, 2), torch.zeros(5, 1), lambda z: torch.cat([z, z], 1))
-    >>> flat.set_bandwidths(Bandwidths(tangent=1.0, noise=1.0, round=1.0))  # N(0, I): all five are alike
+    >>> zeros = torch.zeros(5, 2)
+    >>> flat = TangentMixture(zeros, zeros, torch.zeros_like, tail_share=0.0)
+    >>> flat.set_bandwidths(Bandwidths(tangent=1.0, noise=1.0, round=1.0, tail=1.0))  # N(0, I), five times
     >>> found = attribute(flat, torch.tensor([[0.0, 3.0]]))
     >>> (found.surprise - 0.5 * math.log(2 * math.pi)).round(decimals=9)  # ½ x² each
     tensor([[0.0000, 4.5000]], dtype=torch.float64)
@@ -74,9 +76,9 @@ def attribute(
     (tensor([[0., 0.]], dtype=torch.float64), tensor([[1., 1.]], dtype=torch.float64))
     """
     known = torch.ones_like(rows, dtype=torch.bool) if observed is None else observed
-    precisions, parts = _Precisions.of(mixture), []
+    components, parts = _Components.of(mixture), []
     for i, row in enumerate(rows.double()):
-        conditionals = _Conditionals(precisions, row, -1 if omitted is None else int(omitted[i]))
+        conditionals = _Conditionals(components, row, -1 if omitted is None else int(omitted[i]))
         for j in (~known[i]).nonzero()[:, 0].tolist():
             conditionals.set_aside(j)
         parts.append(_attribute_row(conditionals, None if typical is None else typical[i].double()))
@@ -107,8 +109,8 @@ def _attribute_row(conditionals: "_Conditionals", typical: Tensor | None) -> Att
     return Attribution(surprise, mean, std)
 
 
-class _Precisions(NamedTuple):
-    """Λ = I/ν − U diag(1/ν − 1/α) Uᵀ of every component."""
+class _Components(NamedTuple):
+    """Λ = I/ν − U diag(1/ν − 1/α) Uᵀ of every Gaussian, and what the tails around its centre are."""
 
     centers: Tensor  # n×D
     inverse: Tensor  # 1/ν, n×1
@@ -116,9 +118,11 @@ class _Precisions(NamedTuple):
     weighted: Tensor  # U diag(1/ν − 1/α), n×D×r
     diagonal: Tensor  # n×D
     log_det: Tensor  # of Λ⁻¹, n
+    tail_width: Tensor  # b, n×1
+    log_shares: Tensor  # log (1 − ε) and log ε
 
     @classmethod
-    def of(cls, mixture: TangentMixture) -> "_Precisions":
+    def of(cls, mixture: TangentMixture) -> "_Components":
         tangents, centers = mixture.tangents, mixture.centers.double()
         along, across = component_variances(
             tangents.lengths.double(), tangents.scale.double(), mixture.bandwidths, mixture.round_share
@@ -129,13 +133,15 @@ class _Precisions(NamedTuple):
         weighted = axes * (inverse - 1 / along)[:, None]
         diagonal = inverse - (weighted * axes).sum(2)
         log_det = along.log().sum(1) + (n_features - rank) * across.log()
-        return cls(centers, inverse, axes, weighted, diagonal, log_det)
+        width = tail_widths(tangents.tail_scale.double(), mixture.bandwidths)[:, None]
+        log_shares = centers.new_tensor([1 - mixture.tail_share, mixture.tail_share]).log()
+        return cls(centers, inverse, axes, weighted, diagonal, log_det, width, log_shares)
 
 
 class _Conditionals:
     """One row under every component: each feature given the others that have not been set aside."""
 
-    def __init__(self, components: _Precisions, row: Tensor, omitted: int) -> None:
+    def __init__(self, components: _Components, row: Tensor, omitted: int) -> None:
         self.components, self.row = components, row
         self.rest = torch.ones_like(row, dtype=torch.bool)
         steps = row - components.centers  # n×D
@@ -143,37 +149,44 @@ class _Conditionals:
         self.pull = steps * components.inverse - (components.weighted @ within)[..., 0]  # Λ (x − c)
         self.precision = components.diagonal.clone()  # Λ's diagonal
         self.columns: list[Tensor] = []  # of what is set aside: Λ less its outer product with itself
+        self.in_tails = -(steps.abs() / components.tail_width + (2 * components.tail_width).log())  # n×D
         quadratic = (steps * self.pull).sum(1)
-        log_density = -0.5 * (quadratic + components.log_det + len(row) * math.log(2 * math.pi))
+        gaussians = -0.5 * (quadratic + components.log_det + len(row) * math.log(2 * math.pi))
+        log_density = torch.stack([gaussians, self.in_tails.sum(1)]) + components.log_shares[:, None]
         self.n_components = len(steps)
         if omitted >= 0:
-            log_density[omitted] = -torch.inf
+            log_density[:, omitted] = -torch.inf
             self.n_components -= 1
         self._now_at(log_density)
 
     def _now_at(self, log_density: Tensor) -> None:
-        """Take the density of the rest under each component, (n,), and work out that without each feature."""
+        """Take the density of the rest under each component, (2, n), and work out those without a feature."""
         self.log_density = log_density
         precision = torch.where(self.rest, self.precision, 1)
-        conditional = 0.5 * (precision / (2 * math.pi)).log() - 0.5 * self.pull.square() / precision
-        self.without = log_density[:, None] - torch.where(self.rest, conditional, 0)  # n×D
+        gaussians = 0.5 * (precision / (2 * math.pi)).log() - 0.5 * self.pull.square() / precision
+        conditional = torch.where(self.rest, torch.stack([gaussians, self.in_tails]), 0)
+        self.without = log_density[..., None] - conditional  # 2×n×D: Gaussians, and their tails
 
     def log_prob(self) -> Tensor:
         """Log-density of the features that are not set aside."""
-        return torch.logsumexp(self.log_density, 0) - math.log(self.n_components)
+        return torch.logsumexp(self.log_density, (0, 1)) - math.log(self.n_components)
 
     def surprises(self) -> Tensor:
         """−log p(x_j | the rest), (D,); 0 for what was set aside."""
-        without = torch.logsumexp(self.without, 0) - math.log(self.n_components)
+        without = torch.logsumexp(self.without, (0, 1)) - math.log(self.n_components)
         return torch.where(self.rest, without - self.log_prob(), 0)
 
     def expected(self, which: int | slice = slice(None)) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of x_j | the rest, for all features or one."""
-        share = torch.softmax(self.without[:, which], 0)
+        components = self.components
+        share = torch.softmax(self.without[..., which].flatten(0, 1), 0)
         precision = torch.where(self.rest, self.precision, 1)[:, which]
-        means = self.row[which] - self.pull[:, which] / precision
+        given = self.row[which] - self.pull[:, which] / precision
+        means = torch.cat([given, components.centers[:, which]])
+        in_tails = 2 * components.tail_width.square().expand_as(components.centers)[:, which]
+        variances = torch.cat([1 / precision, in_tails])
         mean = (share * means).sum(0)
-        return mean, (share * (1 / precision + (means - mean).square())).sum(0).sqrt()
+        return mean, (share * (variances + (means - mean).square())).sum(0).sqrt()
 
     def set_aside(self, j: int) -> None:
         """Integrate feature j out."""
@@ -189,4 +202,4 @@ class _Conditionals:
         self.columns.append(column)
         self.rest = self.rest.clone()
         self.rest[j] = False
-        self._now_at(self.without[:, j])
+        self._now_at(self.without[..., j])
