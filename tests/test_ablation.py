@@ -13,6 +13,7 @@ from invgan.experiments.ablation import (
     DEFAULT,
     OneNoise,
     OnlyRound,
+    OwnNoise,
     WithoutGenerator,
     WithoutRound,
     WithoutRows,
@@ -47,13 +48,21 @@ def test_without_the_generator_only_the_rows_steps_count_and_the_reverse():
     )
 
 
-def test_the_round_kernel_is_a_normal_of_one_variance():
+def test_the_round_kernel_is_a_normal_of_one_variance_by_its_neighbours_and_the_typical_ones():
     distance = torch.cdist(CENTERS, CENTERS).sort(1).values[:, 5] ** 2 / 3
-    variance = BANDWIDTHS.round * distance
+    variance = BANDWIDTHS.round * distance**0.75 * distance.log().mean().exp() ** 0.25
     squared = torch.cdist(ROWS, CENTERS) ** 2
     density = -0.5 * squared / variance - 1.5 * (2 * math.pi * variance).log()
     expected = torch.logsumexp(density, 1) - math.log(30)
     assert torch.allclose(log_prob(OnlyRound, torch.sin), expected)
+
+
+def test_a_rows_own_noise_is_a_normal_by_its_neighbours_alone():
+    variance = BANDWIDTHS.noise * torch.cdist(CENTERS, CENTERS).sort(1).values[:, 5] ** 2 / 3
+    bare = BANDWIDTHS._replace(tangent=0.0, round=BANDWIDTHS.noise)
+    density = -0.5 * torch.cdist(ROWS, CENTERS) ** 2 / variance - 1.5 * (2 * math.pi * variance).log()
+    expected = torch.logsumexp(density, 1) - math.log(30)
+    assert torch.allclose(log_prob(OwnNoise, torch.sin, bare), expected)
 
 
 def test_without_the_round_kernel_its_width_does_not_matter():

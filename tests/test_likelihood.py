@@ -188,7 +188,7 @@ class ByHand(NamedTuple):
 def by_hand(mixture, generator, n_neighbours=10, round_share=0.3, tail_share=TAIL_SHARE):
     centers, codes = mixture.centers, mixture.codes
     n, n_features = centers.shape
-    covariances, scales = [], []
+    covariances, units, scales = [], [], []
     for i in range(n):
         distance = (centers - centers[i]).norm(dim=1)
         distance[i] = math.inf
@@ -197,15 +197,17 @@ def by_hand(mixture, generator, n_neighbours=10, round_share=0.3, tail_share=TAI
         steps = torch.cat([(codes[nearest] - codes[i]) @ j.T, centers[nearest] - centers[i]])
         tangents = steps.T @ steps / len(steps)
         fifth = centers[nearest[min(5, n - 1) - 1]] - centers[i]
-        unit = fifth.square().mean().item()
+        units.append(fifth.square().mean())
         scales.append(math.sqrt(mixture.bandwidths.tail) * fifth.abs().mean())
-        noise = unit * torch.eye(n_features, dtype=torch.float64)
-        width = mixture.bandwidths
-        stretched = torch.linalg.inv(width.tangent * tangents + width.noise * noise)
-        precision = (1 - round_share) * stretched + round_share * torch.linalg.inv(width.round * noise)
-        covariances.append(torch.linalg.inv(precision))
+        covariances.append(mixture.bandwidths.tangent * tangents)
+    unit = torch.stack(units)
+    noise = (unit**0.75 * unit.log().mean().exp() ** 0.25)[:, None, None] * torch.eye(n_features).double()
+    stretched = torch.linalg.inv(torch.stack(covariances) + mixture.bandwidths.noise * noise)
+    precision = (1 - round_share) * stretched + round_share * torch.linalg.inv(
+        mixture.bandwidths.round * noise
+    )
     tails = Laplace(centers, torch.stack(scales)[:, None].expand_as(centers))
-    return ByHand(MultivariateNormal(centers, torch.stack(covariances)), tails, tail_share)
+    return ByHand(MultivariateNormal(centers, torch.linalg.inv(precision)), tails, tail_share)
 
 
 @pytest.mark.parametrize("n", [2, 7, 40, 70])
@@ -392,17 +394,25 @@ def test_bandwidths_have_no_unit_and_the_density_has_the_datas():
     assert torch.allclose(wide.log_prob(8 * rows) + 5 * math.log(8), mixture.log_prob(rows), rtol=1e-6)
 
 
-def test_the_noise_is_as_wide_as_the_rows_are_apart():
-    # Two clusters far apart, one a copy of the other at a tenth of its size: so are the densities in them.
+@pytest.mark.parametrize(("locality", "exponent"), [(1.0, 2.0), (0.75, 1.5), (0.0, 0.0)])
+def test_the_noise_is_as_wide_as_the_rows_are_apart(locality, exponent, monkeypatch):
+    # Two clusters far apart, one a copy of the other at a tenth of its size.
+    monkeypatch.setattr(TangentMixture, "locality", locality)
     codes, generator = random(20, 2), Curved(3)
     centers = generator(codes) + 0.1 * random(20, 3, seed=1)
     far = torch.tensor([1e3, 0, 0], dtype=torch.float64)
     # A generator without tangents: one of both sizes there is not.
     both = Mixture(torch.cat([centers, far + 0.1 * centers]), codes.repeat(2, 1), lambda z: 0 * z[:, [0] * 3])
-    both.set_bandwidths(BANDWIDTHS)
-    rows = 0.3 * random(10, 3, seed=9)
-    here, there = both.log_prob(rows), both.log_prob(far + 0.1 * rows)
-    assert torch.allclose(there, here + 3 * math.log(10), rtol=1e-6)
+    here, there = both.tangents.scale.split(20)
+    torch.testing.assert_close(there, here / 10**exponent)
+    torch.testing.assert_close(both.tangents.tail_scale[20:], both.tangents.tail_scale[:20] / 100)
+    alone = Mixture(centers, codes, lambda z: 0 * z[:, [0] * 3]).tangents.scale
+    torch.testing.assert_close(both.tangents.scale.log().mean(), alone.log().mean() - math.log(10))
+    if locality == 1.0:
+        both.set_bandwidths(BANDWIDTHS)
+        rows = 0.3 * random(10, 3, seed=9)
+        inside, copied = both.log_prob(rows), both.log_prob(far + 0.1 * rows)
+        torch.testing.assert_close(copied, inside + 3 * math.log(10))
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,12 @@ class OneNoise(TangentMixture):
         return near._replace(scale=spread.clamp_min(1e-12).expand_as(near.scale))
 
 
+class OwnNoise(TangentMixture):
+    """The noise is as wide as a row's own neighbours say."""
+
+    locality = 1.0
+
+
 class WithoutRound(TangentMixture):
     """The stretched kernel alone."""
 
@@ -85,6 +91,7 @@ MIXTURES: dict[str, Callable[..., TangentMixture]] = {
     "without the generator's tangents": WithoutGenerator,
     "without the rows' own steps": WithoutRows,
     "one noise for all rows": OneNoise,
+    "each row's noise by its neighbours alone": OwnNoise,
     "without the round kernel": WithoutRound,
     "the round kernel alone": OnlyRound,
     "without the tails": functools.partial(TangentMixture, tail_share=0.0),

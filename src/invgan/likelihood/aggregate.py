@@ -69,8 +69,9 @@ class TangentMixture(nn.Module):
         + w \bigl(\kappa^2 \rho_i^2 I\bigr)^{-1}, \qquad
         T_i = \frac{1}{\sqrt{2k}} \bigl[\,J_g(z_i)(z_j - z_i),\; c_j - c_i\,\bigr]_{j \in \mathcal{N}(i)}
 
-    with :math:`z_i = h(c_i)`, the k rows nearest to :math:`c_i`, and :math:`\rho_i^2 = \|c_i - c_j\|^2 / D`
-    and :math:`\beta_i = \|c_i - c_j\|_1 / D` for the fifth of them.
+    with :math:`z_i = h(c_i)` and the k rows nearest to :math:`c_i`. With the fifth of them
+    :math:`\beta_i = \|c_i - c_j\|_1 / D` and :math:`\rho_i^2 = r_i^{3/4}\, \bar r^{1/4}`, where :math:`r_i =
+    \|c_i - c_j\|^2 / D` and :math:`\bar r` is its geometric mean over the rows.
     A manifold Parzen estimate (Vincent and Bengio, 2002): the prior N(0, I) is replaced by the encoded
     training rows. Each component extends along the generator's surface, by the tangents of Eq. 3, and along
     the rows around it, where the generator does not reach; across both its noise is wide where rows are few
@@ -120,6 +121,8 @@ class TangentMixture(nn.Module):
 
     round_share: ClassVar[float] = 0.3
     """w."""
+    locality: ClassVar[float] = 0.75
+    """The exponent of r in ρ²: at 1 a row's own neighbours alone say how wide its noise is."""
 
     centers: Tensor
     codes: Tensor
@@ -157,9 +160,20 @@ class TangentMixture(nn.Module):
             near = self._neighbours(block, everything[:n_reference])
             (vectors,) = self._vectors(block, [near])
             parts.append(_tangents(vectors, self.centers[block], near))
-        basis, at_center, lengths, *scales = zip(*parts, strict=True)
-        bounded = (_bounded(torch.cat(scale), n_reference) for scale in scales)
-        return _Tangents(torch.cat(basis, 1), torch.cat(at_center), torch.cat(lengths), *bounded)
+        basis, *rest = zip(*parts, strict=True)
+        at_center, lengths, scale, tail_scale = map(torch.cat, rest)
+        return _Tangents(
+            torch.cat(basis, 1),
+            at_center,
+            lengths,
+            self._shrunk(_bounded(scale, n_reference), n_reference),
+            _bounded(tail_scale, n_reference),
+        )
+
+    def _shrunk(self, scale: Tensor, n_reference: int | None = None) -> Tensor:
+        """Draw the units of the noise to their geometric mean: ρ² from r."""
+        typical = scale[:n_reference].log().mean().exp()
+        return scale**self.locality * typical ** (1 - self.locality)
 
     def _neighbours(self, which: Tensor, others: Tensor) -> "Neighbours":
         """Find the nearest of ``others`` to each row numbered ``which``, itself left out."""
@@ -234,7 +248,9 @@ class TangentMixture(nn.Module):
                 along = _along(queries[fold], tangents)
                 scales = (tangents.scale, tangents.tail_scale)
                 parts[fold].append(_Pairs(squared, along, tangents.lengths, *scales))
-        pairs = [_nearest(fold) for fold in parts]
+        pairs = [
+            (near, found._replace(scale=self._shrunk(found.scale))) for near, found in map(_nearest, parts)
+        ]
         n_features = self.centers.shape[1]
 
         def gaussians(bandwidths: Bandwidths, round_share: float, most: int = MAX_QUERIES) -> Tensor:
@@ -388,7 +404,7 @@ class Neighbours(NamedTuple):
     """The nearest of other rows, for b rows."""
 
     rows: Tensor  # their numbers, b×k, the nearest first
-    scale: Tensor  # ρ², b: what the fifth's squared distance is per feature
+    scale: Tensor  # r, b: what the fifth's squared distance is per feature
     tail_scale: Tensor  # β², b: the square of what its distance in absolute differences is per feature
 
     def take(self, which: Tensor) -> "Neighbours":
@@ -486,13 +502,13 @@ def _along(rows: Tensor, tangents: _Tangents) -> Tensor:
 
 def _nearest(parts: Sequence[_Pairs]) -> tuple[Tensor, _Pairs]:
     """Number the components of all parts that are near each row, m×k, and tell how it lies to those."""
-    squared, along, lengths, *scales = zip(*parts, strict=True)
+    squared, along, *rest = zip(*parts, strict=True)
+    lengths, scale, tail_scale = map(torch.cat, rest)
     distances = torch.cat(squared, 1)
     near = distances.topk(min(MAX_NEAR, distances.shape[1]), largest=False)
     axes = near.indices[..., None].expand(-1, -1, along[0].shape[2])
     steps = torch.cat(along, 1).gather(1, axes)
-    bounded = (_bounded(torch.cat(scale)) for scale in scales)
-    return near.indices, _Pairs(near.values, steps, torch.cat(lengths), *bounded)
+    return near.indices, _Pairs(near.values, steps, lengths, _bounded(scale), _bounded(tail_scale))
 
 
 def component_variances(
