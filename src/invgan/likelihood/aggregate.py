@@ -70,18 +70,17 @@ class TangentMixture(nn.Module):
         T_i = \frac{1}{\sqrt{2k}} \bigl[\,J_g(z_i)(z_j - z_i),\; c_j - c_i\,\bigr]_{j \in \mathcal{N}(i)}
 
     with :math:`z_i = h(c_i)` and the k rows nearest to :math:`c_i`. With the fifth of them
-    :math:`\beta_i = \|c_i - c_j\|_1 / D` and :math:`\rho_i^2 = r_i^{3/4}\, \bar r^{1/4}`, where :math:`r_i =
-    \|c_i - c_j\|^2 / D` and :math:`\bar r` is its geometric mean over the rows.
-    A manifold Parzen estimate (Vincent and Bengio, 2002): the prior N(0, I) is replaced by the encoded
-    training rows. Each component extends along the generator's surface, by the tangents of Eq. 3, and along
-    the rows around it, where the generator does not reach; across both its noise is wide where rows are few
-    (Breiman, Meisel and Purcell, 1977). The likelihood of held-out rows says nothing of what lies further
-    out, where anomalies are: so a share w of the precision is that of a round kernel, which takes no
-    direction for a likely one. Nor does a Gaussian expect a row that is far off in one feature and like the
-    others in the rest, as tables have them: a small share :math:`\epsilon` is a product of Laplace kernels.
-    With the decomposition
-    :math:`T T^\top = U S^2 U^\top` the variance is :math:`\alpha_k` along axis k and :math:`\nu` across
-    all of them, and the Gaussian has the closed form
+    :math:`\beta_i = \|c_i - c_j\|_1 / D` and :math:`\rho_i^2 = \delta_i^{3/4}\, \bar\delta^{1/4}`, where
+    :math:`\delta_i = \|c_i - c_j\|^2 / D` and :math:`\bar\delta` is its geometric mean. A manifold Parzen
+    estimate (Vincent and Bengio, 2002): the prior N(0, I) is replaced by the encoded training rows. Each
+    component extends along the generator's surface, by the tangents of Eq. 3, and along the rows around it,
+    where the generator does not reach; across both its noise is wide where rows are few (Breiman, Meisel and
+    Purcell, 1977). The likelihood of held-out rows says nothing of what lies further out, where anomalies
+    are: so a share w of the precision is that of a round kernel, which takes no direction for a likely one.
+    Nor does a Gaussian expect a row that is far off in one feature and like the others in the rest, as tables
+    have them: a small share :math:`\epsilon` is a product of Laplace kernels.
+    With the decomposition :math:`T T^\top = U S^2 U^\top` the variance is :math:`\alpha_k` along axis k and
+    :math:`\nu` across all of them, and the Gaussian has the closed form
 
     .. math::
         -2 \log N = \frac{\|r\|^2 - \sum_k (u_k \cdot r)^2}{\nu}
@@ -122,7 +121,7 @@ class TangentMixture(nn.Module):
     round_share: ClassVar[float] = 0.3
     """w."""
     locality: ClassVar[float] = 0.75
-    """The exponent of r in ρ²: at 1 a row's own neighbours alone say how wide its noise is."""
+    """The exponent of δ in ρ²: at 1 a row's own neighbours alone say how wide its noise is."""
 
     centers: Tensor
     codes: Tensor
@@ -171,7 +170,7 @@ class TangentMixture(nn.Module):
         )
 
     def _shrunk(self, scale: Tensor, n_reference: int | None = None) -> Tensor:
-        """Draw the units of the noise to their geometric mean: ρ² from r."""
+        """Draw the units of the noise to their geometric mean: ρ² from δ."""
         typical = scale[:n_reference].log().mean().exp()
         return scale**self.locality * typical ** (1 - self.locality)
 
@@ -404,7 +403,7 @@ class Neighbours(NamedTuple):
     """The nearest of other rows, for b rows."""
 
     rows: Tensor  # their numbers, b×k, the nearest first
-    scale: Tensor  # r, b: what the fifth's squared distance is per feature
+    scale: Tensor  # δ, b: what the fifth's squared distance is per feature
     tail_scale: Tensor  # β², b: the square of what its distance in absolute differences is per feature
 
     def take(self, which: Tensor) -> "Neighbours":
