@@ -135,7 +135,7 @@ class FlowGAN(RealNVP):
             loss=self.loss,
         )
 
-    def _default_max_steps(self) -> int:
+    def _default_max_steps(self, n_training: int, batch_size: int) -> int:
         return 4000
 
     def _schedule(self, n_training: int) -> Schedule:

@@ -22,7 +22,7 @@ from invgan.gan import REGRESSION_BETAS
 from invgan.likelihood import log_prior
 from invgan.networks.convolutional import SMALLEST_SIDE
 from invgan.preprocess import AffineScaling, UnskewedScaling
-from invgan.training import Moved, Sample, Schedule, Trainable, Update
+from invgan.training import Moved, Sample, Trainable, Update
 
 INITIAL_ROWS = 1024
 """Training rows that activation normalisation starts from."""
@@ -160,10 +160,10 @@ class DensityEstimator(NeuralDetector):
         """Build the model around its flow."""
         return FlowModel(flow, self.data_shape_, level_width)
 
-    def _default_learning_rate(self) -> float:
-        return 1e-3
+    def _default_batch_size(self) -> int:
+        return 512
 
-    def _default_max_steps(self) -> int:
+    def _default_max_steps(self, n_training: int, batch_size: int) -> int:
         return 4000
 
     # ---------------------------------------------------------------- fitting
@@ -224,14 +224,6 @@ class DensityEstimator(NeuralDetector):
         if len(self.data_shape_) == 1:
             return UnskewedScaling.standardize(rows[which])
         return super()._scale(rows, which)
-
-    def _schedule(self, n_training: int) -> Schedule:
-        return Schedule(
-            max_steps=self.max_steps or self._default_max_steps(),
-            batch_size=self.batch_size or min(512, n_training) // self.processes * self.processes,
-            learning_rate=self.learning_rate or self._default_learning_rate(),
-            patience=self.patience,
-        )
 
     # ---------------------------------------------------------------- scoring
 

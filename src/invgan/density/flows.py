@@ -220,8 +220,8 @@ class RealNVP(CouplingFlow):
     True
     """
 
-    def _default_max_steps(self) -> int:
-        return 6000 if self._uses_splines() else super()._default_max_steps()
+    def _default_max_steps(self, n_training: int, batch_size: int) -> int:
+        return 6000 if self._uses_splines() else super()._default_max_steps(n_training, batch_size)
 
     def _before_coupling(self, n_channels: int) -> list[Bijection]:
         return [ActNorm(n_channels)]
@@ -270,8 +270,8 @@ class Glow(CouplingFlow):
     True
     """
 
-    def _default_max_steps(self) -> int:
-        return 8000 if self._uses_splines() else super()._default_max_steps()
+    def _default_max_steps(self, n_training: int, batch_size: int) -> int:
+        return 8000 if self._uses_splines() else super()._default_max_steps(n_training, batch_size)
 
     def _before_coupling(self, n_channels: int) -> list[Bijection]:
         return [ActNorm(n_channels), InvertibleLinear(n_channels, rotated=len(self.data_shape_) == 3)]

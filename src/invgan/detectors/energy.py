@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from invgan import networks
 from invgan.estimators import Scorer, ScorerDetector, at_least_single
 from invgan.gan import REGRESSION_BETAS
-from invgan.training import Moved, Sample, Schedule, Update
+from invgan.training import Moved, Sample, Update
 
 N_UNITS = 128
 """Units of the last layer by default."""
@@ -75,11 +75,10 @@ class DSEBM(ScorerDetector):
     def _default_latent_dim(self) -> int:
         return N_UNITS
 
-    def _schedule(self, n_training: int) -> Schedule:
-        schedule = super()._schedule(n_training)
-        if self.max_steps is not None or self._is_convolutional():
-            return schedule
-        return replace(schedule, max_steps=DENSE_STEPS)
+    def _default_max_steps(self, n_training: int, batch_size: int) -> int:
+        if self._is_convolutional():
+            return super()._default_max_steps(n_training, batch_size)
+        return DENSE_STEPS
 
     def _networks(self) -> "EnergyModel":
         encoder = networks.build(self.data_shape_, self.latent_dim_).inference

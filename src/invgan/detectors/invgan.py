@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, ClassVar, NamedTuple
 
@@ -18,7 +18,6 @@ from invgan.estimators import Split
 from invgan.gan import ADVERSARIAL_LOSSES, GAN
 from invgan.networks import RBFVariance
 from invgan.preprocess import AffineScaling, UnskewedScaling
-from invgan.training import Schedule
 
 TABLE_BATCH = 64
 """Rows in a minibatch of a table: twice as many, for the same number of steps, detect no better."""
@@ -177,19 +176,22 @@ class InvGAN(LatentDetector):
         self._initialize_variance(draws, seed)
         self._train_and_prepare(rows, split, seed)
 
-    def _schedule(self, n_training: int) -> Schedule:
-        schedule = super()._schedule(n_training)
-        if len(self.data_shape_) > 1 or self.preset is not None or self.generator is not None:
-            return schedule
-        batch_size = self.batch_size or min(TABLE_BATCH, n_training) // self.processes * self.processes
+    def _suits_tables(self) -> bool:
+        """Tell whether a table meets the networks that the defaults for tables were chosen with."""
+        return len(self.data_shape_) == 1 and self.preset is None and self.generator is None
+
+    def _default_batch_size(self) -> int:
+        return TABLE_BATCH if self._suits_tables() else super()._default_batch_size()
+
+    def _default_max_steps(self, n_training: int, batch_size: int) -> int:
+        if not self._suits_tables():
+            return super()._default_max_steps(n_training, batch_size)
         # More processes than rows leave a batch of none, which the training refuses.
         steps = TABLE_EPOCHS * n_training // max(batch_size, 1)
-        return replace(
-            schedule,
-            max_steps=self.max_steps or min(max(steps, FEWEST_TABLE_STEPS), MOST_TABLE_STEPS),
-            batch_size=batch_size,
-            learning_rate=self.learning_rate or TABLE_RATE,
-        )
+        return min(max(steps, FEWEST_TABLE_STEPS), MOST_TABLE_STEPS)
+
+    def _default_learning_rate(self) -> float:
+        return TABLE_RATE if self._suits_tables() else super()._default_learning_rate()
 
     def _scale(self, rows: Tensor, which: np.ndarray) -> AffineScaling:
         if self.unskew and len(self.data_shape_) == 1:

@@ -119,12 +119,23 @@ class NeuralDetector(AnomalyDetector):
         self._to_scoring_precision()
 
     def _schedule(self, n_training: int) -> Schedule:
+        shared = min(self._default_batch_size(), n_training) // self.processes * self.processes
+        batch_size = self.batch_size or shared
         return Schedule(
-            max_steps=self.max_steps or (4000 if self._is_convolutional() else 1500),
-            batch_size=self.batch_size or min(128, n_training) // self.processes * self.processes,
-            learning_rate=self.learning_rate or LEARNING_RATE,
+            max_steps=self.max_steps or self._default_max_steps(n_training, batch_size),
+            batch_size=batch_size,
+            learning_rate=self.learning_rate or self._default_learning_rate(),
             patience=self.patience,
         )
+
+    def _default_batch_size(self) -> int:
+        return 128
+
+    def _default_max_steps(self, n_training: int, batch_size: int) -> int:
+        return 4000 if self._is_convolutional() else 1500
+
+    def _default_learning_rate(self) -> float:
+        return LEARNING_RATE
 
     def _is_convolutional(self) -> bool:
         return any(isinstance(m, nn.Conv2d | nn.ConvTranspose2d) for m in self.model_.modules())
