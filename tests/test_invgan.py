@@ -665,6 +665,7 @@ def load_error(path):
         invgan.load(path)
     text = str(caught.value)
     assert text.startswith(f"{path}: this model file does not describe a model that fits it (")
+    assert text.endswith("fit the model again, and save it.")
     assert "\n" not in text
     assert len(text) < 400 + len(str(path))
 

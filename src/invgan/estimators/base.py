@@ -549,7 +549,8 @@ def load(path: str | Path) -> AnomalyDetector:
             raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"{path}: this model file does not describe a model that fits it ({reason})."
+            f"{path}: this model file does not describe a model that fits it ({reason}). It may be another "
+            "version's: fit the model again, and save it."
         ) from error
 
 
