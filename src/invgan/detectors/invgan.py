@@ -62,7 +62,7 @@ class InvGAN(LatentDetector):
         Dimension d of the latent space. By default chosen from the data's shape.
     preset : None or "paper"
         "paper": its networks (Tables 5-10 and section 4.1), saturating loss, σ centres from the prior, and
-        score. None: what measured best, the same for all data.
+        score. None: what measured best, the same for all tables and for all images.
     method : {"aggregate", "joint", "riemannian"}, optional
         What ``score_samples`` returns; by default the preset's.
     loss : {"saturating", "non-saturating", "hinge", "wasserstein"}, optional

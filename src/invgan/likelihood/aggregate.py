@@ -1,4 +1,4 @@
-"""The density around encoded training rows: a mixture of Gaussians along the generator and the rows."""
+"""The density around encoded training rows: Gaussians along the generator and the rows, with tails."""
 
 import itertools
 import math
