@@ -93,8 +93,8 @@ class InvGAN(LatentDetector):
     false_positive_rate : float in [0, 1)
         Share of normal rows that ``predict`` may flag; ``set_threshold`` changes it after fitting.
     trim : float in [0, 0.5)
-        Share of the rows that are presumed anomalous, found by two fits more and left out; what it does to
-        the p-values is said at :class:`~invgan.estimators.AnomalyDetector`.
+        Share of the rows that are presumed anomalous, found in a first pass and left out; how, and what it
+        does to the p-values, is said at :class:`~invgan.estimators.AnomalyDetector`.
     random_state : int, RandomState or None
         An integer makes the fit reproducible.
     device : {"auto", "cpu", "cuda"}

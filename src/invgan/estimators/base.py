@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin
+from sklearn.ensemble import IsolationForest
 from sklearn.impute import KNNImputer
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -99,10 +100,11 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     false_positive_rate : float in [0, 1)
         Share of normal rows that ``predict`` may flag; ``set_threshold`` changes it after fitting.
     trim : float in [0, 0.5)
-        Share of the rows that are presumed anomalous: so many are found in a first pass and left out. Each
-        half of the rows is scored by a model fitted to the other half, since a row's own part in a density
-        would hide it (as a crowd of alike anomalies may all the same). Calibration rows that score below all
-        other rows that are kept are left out as well. If all that stay are normal, a new normal row has
+        Share of the rows that are presumed anomalous: so many are found in a first pass and left out. In a
+        table an isolation forest finds them: its trees see few rows at a time, of which a crowd of alike
+        anomalies is not one, as it is to a density. Of images each half is scored by a model fitted to the
+        other half. Calibration rows that score below all other rows that are kept are left out as well. If
+        all that stay are normal, a new normal row has
 
         .. math:: P(p \le \alpha) \le \alpha + (1 - \alpha) q
 
@@ -212,7 +214,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         return self.set_threshold(self.false_positive_rate)
 
     def _presumed_normal(self, rows: Tensor, split: Split, seed: int) -> np.ndarray:
-        """Mark the rows that do not look anomalous to a model fitted to the other half of them."""
+        """Mark the rows that do not look anomalous at first sight."""
         kept = np.ones(len(rows), dtype=bool)
         n_trimmed = int(self.trim * len(split.learned))
         if not n_trimmed:
@@ -222,17 +224,25 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
                 f"With trim={self.trim:g} a fit needs at least {MIN_ROWS_TO_TRIM} rows, got {len(rows)}; "
                 "add rows, or set trim=0."
             )
-        completed, scores = _completed(rows, split.training), np.empty(len(rows))
-        halves = split.halves(seed)
-        for half, other in (halves, halves[::-1]):
-            model = self._copy_for_trimming()
-            model._fit_rows(completed, replace(half, calibration=half.calibration[:0]), seed)
-            unseen = np.concatenate([other.learned, other.calibration])
-            scores[unseen] = model._score_rows(rows[unseen]) + model._typical_of_missing(rows[unseen])
+        if rows.ndim == 2:
+            values = _completed(rows, split.training).numpy()
+            scores = IsolationForest(random_state=seed).fit(values).score_samples(values)
+        else:
+            scores = self._scores_by_halves(rows, split, seed)
         kept = scores >= np.sort(scores[split.learned])[n_trimmed]
         for part in (split.training, split.validation, split.calibration):
             kept[part[scores[part].argmax()]] = True  # a part of a few rows may have none otherwise
         return kept
+
+    def _scores_by_halves(self, rows: Tensor, split: Split, seed: int) -> np.ndarray:
+        """Score rows by models fitted to the other half of them: a row's own part in one would hide it."""
+        scores, halves = np.empty(len(rows)), split.halves(seed)
+        for half, other in (halves, halves[::-1]):
+            model = self._copy_for_trimming()
+            model._fit_rows(rows, replace(half, calibration=half.calibration[:0]), seed)
+            unseen = np.concatenate([other.learned, other.calibration])
+            scores[unseen] = model._score_rows(rows[unseen])
+        return scores
 
     def _copy_for_trimming(self) -> Self:
         """Return an estimator of the same parameters, whose fit leaves nothing behind."""
