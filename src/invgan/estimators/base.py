@@ -100,11 +100,11 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     false_positive_rate : float in [0, 1)
         Share of normal rows that ``predict`` may flag; ``set_threshold`` changes it after fitting.
     trim : float in [0, 0.5)
-        Share of the rows that are presumed anomalous: so many are found in a first pass and left out. In a
-        table an isolation forest finds them: its trees see few rows at a time, of which a crowd of alike
-        anomalies is not one, as it is to a density. Of images each half is scored by a model fitted to the
-        other half. Calibration rows that score below all other rows that are kept are left out as well. If
-        all that stay are normal, a new normal row has
+        Share of the rows that are presumed anomalous: so many are found in a first pass and left out. Those
+        of a table are found by an isolation forest, since anomalies that are alike would hide each other from
+        a density. Of images each half is scored by a model fitted to the other half. Calibration rows that
+        score below all other rows that are kept are left out as well. If all that stay are normal, a new
+        normal row has
 
         .. math:: P(p \le \alpha) \le \alpha + (1 - \alpha) q
 
