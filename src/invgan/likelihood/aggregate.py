@@ -266,15 +266,6 @@ class TangentMixture(nn.Module):
                 values.append(torch.logsumexp(log_prob, 1) - math.log(len(lengths)))
             return torch.cat(values)
 
-        def tails(bandwidths: Bandwidths, most: int = MAX_QUERIES) -> Tensor:
-            values = []
-            for (near, part), absolute in zip(pairs, absolutes, strict=True):
-                which = near[: most // N_FOLDS]
-                components = _tails(part.tail_scale, bandwidths)
-                log_prob = components.log_prob(absolute[: len(which)], n_features, which)
-                values.append(torch.logsumexp(log_prob, 1) - math.log(len(part.lengths)))
-            return torch.cat(values)
-
         tangent, noise = _maximized(lambda s, t, most: gaussians(Bandwidths(s, t, 1.0, 1.0), 0.0, most), 2)
         (rounded,) = _maximized(lambda k, most: gaussians(Bandwidths(1.0, 1.0, k, 1.0), 1.0, most), 1)
         found = Bandwidths(tangent, noise, rounded, 1.0)
@@ -284,6 +275,16 @@ class TangentMixture(nn.Module):
                 _near_absolute_distances(rows, self.centers[rest], near)
                 for rows, rest, (near, _) in zip(queries, others, pairs, strict=True)
             ]
+
+            def tails(bandwidths: Bandwidths, most: int = MAX_QUERIES) -> Tensor:
+                values = []
+                for (near, part), absolute in zip(pairs, absolutes, strict=True):
+                    which = near[: most // N_FOLDS]
+                    components = _tails(part.tail_scale, bandwidths)
+                    log_prob = components.log_prob(absolute[: len(which)], n_features, which)
+                    values.append(torch.logsumexp(log_prob, 1) - math.log(len(part.lengths)))
+                return torch.cat(values)
+
             (tail,) = _maximized(lambda u, most: tails(found._replace(tail=u), most), 1)
             found = found._replace(tail=tail)
             reached = self._with_tails(reached, tails(found))
@@ -445,10 +446,8 @@ class _Tails(NamedTuple):
     rate: Tensor  # 1/b
     log_norm: Tensor  # log 2b
 
-    def log_prob(
-        self, absolute: Tensor, n_features: int | Tensor, which: Tensor | slice = slice(None)
-    ) -> Tensor:
-        """Log-density from Σ |r| over so many features, m×n, or m×k for those numbered ``which``."""
+    def log_prob(self, absolute: Tensor, n_features: int | Tensor, which: Tensor) -> Tensor:
+        """Log-density from Σ |r| over so many features under those numbered ``which``, m×k."""
         return -(absolute * self.rate[which]).add_(n_features * self.log_norm[which])
 
 
