@@ -335,13 +335,37 @@ def test_linear_maps_start_orthogonal_and_those_of_tables_as_permutations(rotate
     assert layer.weight().detach().abs().round(decimals=6).sum(0).tolist() == [1, 1]
 
 
+def test_a_table_s_linear_map_stretches_within_bounds():
+    layer = InvertibleLinear(4, rotated=False).double()
+    for parameter in layer.parameters():
+        parameter.data.fill_(1e6)
+    x = torch.ones(1, 4, dtype=torch.float64)
+    assert layer(x)[1].item() == pytest.approx(4 * math.log(2))
+    layer.log_diagonal.data.fill_(-1e6)
+    assert layer(x)[1].item() == pytest.approx(-4 * math.log(2))
+
+
 def test_made_is_gaussian_given_the_features_before():
     X = bent()
     X[:, 1] = X[:, 0] + np.random.default_rng(1).normal(size=len(X))  # skewed, it would be bent first
-    made = model("MADE", max_steps=30).fit(X)
+    made = model("MADE", spline=False, max_steps=30).fit(X)
     step = np.linspace(-1, 1, 5)
     along_the_last = made.score_samples(np.c_[np.full(5, 103.0), 103 + step])
     assert np.diff(along_the_last, 2) == pytest.approx(np.diff(along_the_last, 2)[0])  # a parabola
+
+
+def test_made_with_splines_gives_a_conditional_its_two_modes():
+    rng = np.random.default_rng(0)
+    first, side, noise = rng.normal(size=1000), rng.choice([-1, 1], 1000), rng.normal(size=1000)
+    X = np.c_[first, first + side + 0.1 * noise]
+    true = -0.5 * (first**2).mean() + math.log(0.5 / 0.1) - 0.5 * (noise**2).mean() - math.log(2 * math.pi)
+    short = {
+        spline: true - model("MADE", spline=spline, max_steps=300).fit(X).score_samples(X).mean()
+        for spline in (True, False)
+    }
+    assert short[True] < 0.1
+    # One Gaussian over both: of variance 1.01, where the truth has half of the rows in each of 0.01.
+    assert short[False] == pytest.approx(math.log(0.5 * math.sqrt(1.01) / 0.1), abs=0.05)
 
 
 def test_a_trace_of_many_terms_is_estimated_with_signs_that_stay():

@@ -28,44 +28,9 @@ MAX_SCALES = 3
 """Scales of a multi-scale flow, the image being halved from one to the next while its sides are even."""
 
 
-class MADE(DensityEstimator):
-    r"""A masked autoencoder: each feature is Gaussian given those before it.
-
-    .. math:: p(x) = \prod_i N\bigl(x_i;\, \mu_i(x_{<i}),\, \sigma_i^2(x_{<i})\bigr)
-
-    All :math:`\mu_i, \sigma_i` come out of one network whose weights are masked. Its limit: a conditional
-    with two modes gets one Gaussian over both. For images the features are the pixels, row by row.
-
-    Parameters
-    ----------
-    n_layers : int, optional
-        Hidden layers of the network, 2 by default.
-    width : int, optional
-        Units of each, 128 by default, 1,024 for images of 256 values or more.
-    learning_rate, max_steps, ...
-        Those of :class:`~invgan.density.base.DensityEstimator`.
-
-    Source
-    ------
-    Germain et al. (2015), "MADE: Masked autoencoder for distribution estimation", with real-valued features.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> X = np.random.default_rng(0).normal(size=(500, 2))
-    >>> model = MADE(max_steps=200, random_state=0).fit(X)
-    >>> bool(abs(model.score_samples(np.zeros((1, 2)))[0] + np.log(2 * np.pi)) < 0.3)  # N(0, I) at 0
-    True
-    """
-
-    def _layers(self) -> list[Bijection]:
-        hidden = [self.width or (1024 if self._is_large_image() else 128)] * (self.n_layers or 2)
-        return [*self._flattened(), autoregressive(self._size(), 0, hidden, spline=False)]
-
-
 @dataclass(eq=False, repr=False, kw_only=True)
-class StackedFlow(DensityEstimator):
-    """Base of the flows that stack layers in which a feature is transformed given others.
+class FeaturewiseFlow(DensityEstimator):
+    """Base of the flows whose layers transform each feature given others.
 
     Parameters
     ----------
@@ -89,7 +54,46 @@ class StackedFlow(DensityEstimator):
         return 1e-2 if self._uses_splines() else 1e-3
 
 
-class MAF(StackedFlow):
+class MADE(FeaturewiseFlow):
+    r"""A masked autoencoder: one network gives the distribution of each feature given those before it.
+
+    .. math:: p(x) = \prod_i p\bigl(x_i;\, \theta_i(x_{<i})\bigr)
+
+    All :math:`\theta_i` come out of one network whose weights are masked. Without splines
+    :math:`p(x_i;\, \theta_i)` is a Gaussian. Its limit: a conditional with two modes gets one over both.
+    For images the features are the pixels, row by row.
+
+    Parameters
+    ----------
+    n_layers : int, optional
+        Hidden layers of the network, 2 by default.
+    width : int, optional
+        Units of each, 128 by default, 1,024 for images of 256 values or more.
+    spline : bool, optional
+        What takes a feature to a standard normal one: see :class:`FeaturewiseFlow`; False makes Gaussians.
+    learning_rate, max_steps, ...
+        Those of :class:`~invgan.density.base.DensityEstimator`.
+
+    Source
+    ------
+    Germain et al. (2015), "MADE: Masked autoencoder for distribution estimation", with real-valued features;
+    the Gaussians are those of Papamakarios et al. (2017), section 4, the splines ours.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.random.default_rng(0).normal(size=(500, 2))
+    >>> model = MADE(max_steps=200, random_state=0).fit(X)
+    >>> bool(abs(model.score_samples(np.zeros((1, 2)))[0] + np.log(2 * np.pi)) < 0.3)  # N(0, I) at 0
+    True
+    """
+
+    def _layers(self) -> list[Bijection]:
+        hidden = [self.width or (1024 if self._is_large_image() else 128)] * (self.n_layers or 2)
+        return [*self._flattened(), autoregressive(self._size(), 0, hidden, spline=self._uses_splines())]
+
+
+class MAF(FeaturewiseFlow):
     r"""Masked autoregressive flow: layers in which each feature is transformed given those before it.
 
     .. math:: z_i = f(x_i;\, \theta_i(x_{<i}))
@@ -105,7 +109,7 @@ class MAF(StackedFlow):
         Units of both hidden layers of each network: 64 by default, 128 for images, 1,024 for those of 256
         values or more.
     spline : bool, optional
-        f: see :class:`StackedFlow`; False is the original.
+        f: see :class:`FeaturewiseFlow`; False is the original.
     learning_rate, max_steps, ...
         Those of :class:`~invgan.density.base.DensityEstimator`.
 
@@ -132,7 +136,7 @@ class MAF(StackedFlow):
         return [*self._flattened(), *stack]
 
 
-class CouplingFlow(StackedFlow):
+class CouplingFlow(FeaturewiseFlow):
     """Base of the flows that stack couplings, in which one half of the values is changed given the other."""
 
     @abstractmethod
@@ -203,7 +207,7 @@ class RealNVP(CouplingFlow):
     width : int, optional
         Units of both hidden layers of each network, or channels of the convolutions: 64 by default.
     spline : bool, optional
-        f: see :class:`StackedFlow`; False is the original.
+        f: see :class:`FeaturewiseFlow`; False is the original.
     learning_rate, max_steps, ...
         Those of :class:`~invgan.density.base.DensityEstimator`.
 
@@ -253,7 +257,7 @@ class Glow(CouplingFlow):
     width : int, optional
         Units of both hidden layers of each coupling's network, or channels of the convolutions: 64.
     spline : bool, optional
-        What a coupling does to a feature: see :class:`StackedFlow`; False is the original.
+        What a coupling does to a feature: see :class:`FeaturewiseFlow`; False is the original.
     learning_rate, max_steps, ...
         Those of :class:`~invgan.density.base.DensityEstimator`.
 
