@@ -15,7 +15,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from invgan.density.bijections import Bijection, Chain, Flatten, Logit, first_failure
+from invgan.density.bijections import ActNorm, Bijection, Chain, Flatten, Logit, first_failure
 from invgan.errors import InputError, TrainingDivergedError
 from invgan.estimators import NeuralDetector, Split, check_shapes, spread
 from invgan.gan import REGRESSION_BETAS
@@ -25,7 +25,7 @@ from invgan.preprocess import AffineScaling, UnskewedScaling
 from invgan.training import Moved, Sample, Trainable, Update
 
 INITIAL_ROWS = 1024
-"""Training rows that activation normalisation starts from."""
+"""Training rows that activation normalisation and the logit's margin start from."""
 LARGE_IMAGE = 256
 """Images of fewer values are treated as vectors, and by smaller networks."""
 
@@ -105,11 +105,12 @@ class DensityEstimator(NeuralDetector):
 
     **Images** of 8-bit levels (integers from 0 to 255) are dequantised: p is a density of x + u, with u
     uniform on [0, 1) in every value, drawn afresh at every step of training. The scaled values go through a
-    logit, which is taken between the lowest and the highest level of the training images and continued in a
-    straight line beyond. Such an image is scored at x + u with one u that is the same for all images and
-    calls; to average over u, score the floats of :func:`invgan.likelihood.dequantize`. Images of floats are
-    scored, and learned from, as they are: if they are levels in disguise, their density has no bound, so
-    pass the levels. :func:`invgan.likelihood.bits_per_dimension` turns either score into bits.
+    logit, which is taken between the lowest and the highest level of the training images, as near to them as
+    is likeliest, and continued in a straight line beyond. Such an image is scored at x + u with one u that is
+    the same for all images and calls; to average over u, score the floats of
+    :func:`invgan.likelihood.dequantize`. Images of floats are scored, and learned from, as they are: if they
+    are levels in disguise, their density has no bound, so pass the levels.
+    :func:`invgan.likelihood.bits_per_dimension` turns either score into bits.
 
     **Tables.** Skewed and heavy-tailed columns are bent first (:class:`~invgan.preprocess.UnskewedScaling`),
     which brings rows far outside within reach; p stays a density in the data's units.
@@ -194,8 +195,8 @@ class DensityEstimator(NeuralDetector):
         return [Flatten(self.data_shape_)] if len(self.data_shape_) == 3 else []
 
     def _new_model(self, level_width: float) -> FlowModel:
-        logit = [Logit()] if level_width > 0 else []
-        return self._model(Chain([*logit, *self._layers()]), level_width)
+        unbounded = [Logit(), ActNorm(self.data_shape_[0])] if level_width > 0 else []
+        return self._model(Chain([*unbounded, *self._layers()]), level_width)
 
     def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:
         training = rows[split.training]

@@ -8,10 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOGIT_MARGIN = 0.05
-"""How far from 0 and 1 the logit is taken (Dinh et al., 2017): at 0 and 1 themselves it is infinite."""
+LOGIT_MARGINS = (0.05, 0.01, 1e-3, 1e-4, 1e-5)
+"""How far from 0 and 1 the logit may be taken (at 0 and 1 themselves it is infinite): the first is that of
+Dinh et al. (2017), the last nearly that of Papamakarios et al. (2017), of 1e-6."""
 LARGEST_LOG_SCALE = 3.0
 """Bound on what one convolutional coupling multiplies by, as a logarithm."""
+LARGEST_LOG_DIAGONAL = math.log(2)
+"""Bound on the logarithms of a linear map's diagonal: many maps in a row would take a row far outside, where
+nothing was learned, a thousand times further outside."""
 
 
 class Bijection(nn.Module, ABC):
@@ -111,26 +115,51 @@ class Logit(Bijection):
 
     continued beyond ±1 with the slope it has there: a density is then positive, and finite, for any value.
 
+    :meth:`initialize` chooses the margin α by the likelihood of a Gaussian for each pixel of f(x). Where most
+    pixels are black, a small one spreads that single level out, and one Gaussian covers it and the ink.
+
     Source
     ------
-    Dinh et al. (2017), "Density estimation using Real NVP", section 4.1; the continuation is ours.
+    Dinh et al. (2017), "Density estimation using Real NVP", section 4.1; the continuation and the choice of α
+    are ours.
     """
+
+    margin: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("margin", torch.tensor(LOGIT_MARGINS[0]))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         inside = x.clamp(-1, 1)
-        slope = self._slope(inside)
-        y = torch.logit(0.5 + (0.5 - LOGIT_MARGIN) * inside) + slope * (x - inside)
-        return y, slope.log().flatten(1).sum(1)
+        below, above = self._parts(inside)
+        slope = (0.5 - self.margin) / (below * above)
+        return below.log() - above.log() + slope * (x - inside), slope.log().flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
-        edge = math.log(1 / LOGIT_MARGIN - 1)
+        edge = torch.logit(1 - self.margin)
         within = z.clamp(-edge, edge)
-        inside = (torch.sigmoid(within) - 0.5) / (0.5 - LOGIT_MARGIN)
-        return inside + (z - within) / self._slope(inside)
+        inside = (torch.sigmoid(within) - 0.5) / (0.5 - self.margin)
+        below, above = self._parts(inside)
+        return inside + (z - within) * below * above / (0.5 - self.margin)
 
-    def _slope(self, inside: Tensor) -> Tensor:
-        share = (0.5 - LOGIT_MARGIN) * inside
-        return (0.5 - LOGIT_MARGIN) / (0.25 - share.square())
+    @torch.no_grad()
+    def initialize(self, x: Tensor) -> Tensor:
+        likelihoods = []
+        for margin in LOGIT_MARGINS:
+            y, log_abs_det = self._with(margin)(x.double())
+            likelihoods.append(log_abs_det.mean() - y.std(0, correction=0).log().sum())
+        self._with(LOGIT_MARGINS[torch.stack(likelihoods).argmax()])
+        return self(x)[0]
+
+    def _with(self, margin: float) -> "Logit":
+        self.margin.fill_(margin)
+        return self
+
+    def _parts(self, inside: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the shares of the interval from 0 to 1 below and above x, free of cancellation."""
+        share = 0.5 - self.margin
+        return self.margin + share * (1 + inside), self.margin + share * (1 - inside)
 
 
 class ActNorm(Bijection):
@@ -176,11 +205,11 @@ class InvertibleLinear(Bijection):
     ----------
     n_channels : int
     rotated : bool
-        False: at first a random permutation.
+        False: at first a random permutation, and :math:`|s_i|` stays below log 2.
 
     Source
     ------
-    Kingma and Dhariwal (2018), "Glow", section 3.2; the permutation is ours.
+    Kingma and Dhariwal (2018), "Glow", section 3.2; the permutation and the bound are ours.
     """
 
     order: Tensor
@@ -188,6 +217,7 @@ class InvertibleLinear(Bijection):
 
     def __init__(self, n_channels: int, *, rotated: bool = True) -> None:
         super().__init__()
+        self.rotated = rotated
         if rotated:
             weight = torch.linalg.qr(torch.randn(n_channels, n_channels, dtype=torch.float64))[0]
         else:
@@ -203,14 +233,19 @@ class InvertibleLinear(Bijection):
     def weight(self) -> Tensor:
         """Return W, shape (C, C)."""
         lower = self.lower.tril(-1) + torch.ones_like(self.log_diagonal).diag()
-        upper = self.upper.triu(1) + (self.sign * self.log_diagonal.exp()).diag()
+        upper = self.upper.triu(1) + (self.sign * self._stretches().exp()).diag()
         columns = torch.arange(len(self.order), device=self.order.device)
         # A product, as the gradient of an index is added up entry by entry.
         return (self.order[:, None] == columns).to(lower) @ (lower @ upper)
 
+    def _stretches(self) -> Tensor:
+        """Return s; a random rotation's may be any numbers."""
+        s = self.log_diagonal
+        return s if self.rotated else s / (1 + (s / LARGEST_LOG_DIAGONAL).abs())
+
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         n_pixels = math.prod(x.shape[2:])
-        return self._mix(x, self.weight), (n_pixels * self.log_diagonal.sum()).expand(len(x))
+        return self._mix(x, self.weight), (n_pixels * self._stretches().sum()).expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
         return self._mix(z, lambda: torch.linalg.inv(self.weight().double()).to(z))
