@@ -105,13 +105,28 @@ def test_an_unusual_value_does_not_change_what_it_was_expected_to_be(mixture):
     row = mixture.centers[:1].clone()
     typical = -attribute(mixture, mixture.centers).surprise.mean(0, keepdim=True)
     found = []
-    for value in (30.0, 300.0):
+    for value in (30.0, 300.0, 1e9):
         row[0, 3] = value
         found.append(attribute(mixture, row, typical=typical))
-    assert found[0].surprise.argmax() == found[1].surprise.argmax() == 3
-    torch.testing.assert_close(found[0].mean, found[1].mean)
+        assert found[-1].surprise.argmax() == 3
     others = [0, 1, 2, 4]
-    torch.testing.assert_close(found[0].surprise[0, others], found[1].surprise[0, others])
+    for further in found[1:]:
+        torch.testing.assert_close(further.mean, found[0].mean)
+        torch.testing.assert_close(further.surprise[0, others], found[0].surprise[0, others])
+
+
+def test_a_value_however_far_off_takes_no_digits_from_the_shares_of_the_others():
+    codes, loadings = normal(40, 2), normal(2, 5, seed=1)
+    mixture = TangentMixture(codes @ loadings, codes, lambda z: z @ loadings, tail_share=0.0)
+    mixture.set_bandwidths(Bandwidths(tangent=1.0, noise=0.3, round=0.5, tail=1.0))
+    row, others = mixture.centers[:1] + 0.1, [0, 1, 2, 4]
+    known = torch.ones_like(row, dtype=torch.bool)
+    known[0, 3] = False
+    rest = attribute(mixture, row, typical=torch.zeros_like(row), observed=known)
+    row[0, 3] = 1e9
+    found = attribute(mixture, row, typical=torch.zeros_like(row))
+    torch.testing.assert_close(found.surprise[0, others], rest.surprise[0, others], rtol=0, atol=1e-6)
+    torch.testing.assert_close(found.mean[0, others], rest.mean[0, others])
 
 
 def test_surprises_add_up_where_more_are_surprising_than_are_set_aside():

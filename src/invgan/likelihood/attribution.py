@@ -57,6 +57,8 @@ def attribute(
     observed : Tensor, shape (m, D), bool, optional
         Which features are known: the others are integrated out first, and have surprise 0. What stands in
         them does not count, but has to be finite.
+    omitted : Tensor, shape (m,), int, optional
+        For each row the component that it carries and is judged without, as one of n - 1; -1 for none.
 
     Returns
     -------
@@ -97,9 +99,7 @@ def _attribute_row(conditionals: "_Conditionals", typical: Tensor | None) -> Att
         j = int(excess.argmax())
         if excess[j] <= 0:
             break
-        surprise[j] = found[j]
-        mean[j], std[j] = conditionals.expected(j)
-        conditionals.set_aside(j)
+        surprise[j], mean[j], std[j] = conditionals.set_aside(j)
     rest = conditionals.rest
     if rest.any():
         found, (now, spread) = conditionals.surprises(), conditionals.expected()
@@ -142,30 +142,33 @@ class _Conditionals:
     """One row under every component: each feature given the others that have not been set aside."""
 
     def __init__(self, components: _Components, row: Tensor, omitted: int) -> None:
-        self.components, self.row = components, row
+        self.components, self.row, self.omitted = components, row, omitted
+        self.n_components = len(components.centers) - (omitted >= 0)
         self.rest = torch.ones_like(row, dtype=torch.bool)
-        steps = row - components.centers  # n×D
-        within = components.axes.mT @ steps[..., None]
-        self.pull = steps * components.inverse - (components.weighted @ within)[..., 0]  # Λ (x − c)
+        self.steps = row - components.centers  # n×D
+        within = components.axes.mT @ self.steps[..., None]
+        self.pull = self.steps * components.inverse - (components.weighted @ within)[..., 0]  # Λ (x − c)
         self.precision = components.diagonal.clone()  # Λ's diagonal
+        self.log_det = components.log_det  # of the covariance of the rest
         self.columns: list[Tensor] = []  # of what is set aside: Λ less its outer product with itself
-        self.in_tails = -(steps.abs() / components.tail_width + (2 * components.tail_width).log())  # n×D
-        quadratic = (steps * self.pull).sum(1)
-        gaussians = -0.5 * (quadratic + components.log_det + len(row) * math.log(2 * math.pi))
-        log_density = torch.stack([gaussians, self.in_tails.sum(1)]) + components.log_shares[:, None]
-        self.n_components = len(steps)
-        if omitted >= 0:
-            log_density[:, omitted] = -torch.inf
-            self.n_components -= 1
-        self._now_at(log_density)
+        width = components.tail_width
+        self.in_tails = -(self.steps.abs() / width + (2 * width).log())  # n×D
+        self._judge()
 
-    def _now_at(self, log_density: Tensor) -> None:
-        """Take the density of the rest under each component, (2, n), and work out those without a feature."""
-        self.log_density = log_density
-        precision = torch.where(self.rest, self.precision, 1)
+    def _judge(self) -> None:
+        """Work out the density of the rest under each component, and without each of its features."""
+        rest = self.rest
+        # Anew, and not what it was less one conditional: of a value far off, nothing would be left but rounding.
+        quadratic = torch.where(rest, self.steps * self.pull, 0).sum(1)
+        gaussians = -0.5 * (quadratic + self.log_det + rest.sum() * math.log(2 * math.pi))
+        tails = torch.where(rest, self.in_tails, 0).sum(1)
+        self.log_density = torch.stack([gaussians, tails]) + self.components.log_shares[:, None]  # 2×n
+        if self.omitted >= 0:
+            self.log_density[:, self.omitted] = -torch.inf
+        precision = torch.where(rest, self.precision, 1)
         gaussians = 0.5 * (precision / (2 * math.pi)).log() - 0.5 * self.pull.square() / precision
-        conditional = torch.where(self.rest, torch.stack([gaussians, self.in_tails]), 0)
-        self.without = log_density[..., None] - conditional  # 2×n×D: Gaussians, and their tails
+        conditional = torch.where(rest, torch.stack([gaussians, self.in_tails]), 0)
+        self.without = self.log_density[..., None] - conditional  # 2×n×D: Gaussians, and their tails
 
     def log_prob(self) -> Tensor:
         """Log-density of the features that are not set aside."""
@@ -176,30 +179,41 @@ class _Conditionals:
         without = torch.logsumexp(self.without, (0, 1)) - math.log(self.n_components)
         return torch.where(self.rest, without - self.log_prob(), 0)
 
-    def expected(self, which: int | slice = slice(None)) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation of x_j | the rest, for all features or one."""
+    def expected(self) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of each feature given the rest, (D,)."""
+        return _moments(self.without.flatten(0, 1), *self._moments_by_component(slice(None)))
+
+    def _moments_by_component(self, which: slice) -> tuple[Tensor, Tensor]:
+        """Mean and variance of features given the rest, under each Gaussian and then in each one's tails."""
         components = self.components
-        share = torch.softmax(self.without[..., which].flatten(0, 1), 0)
         precision = torch.where(self.rest, self.precision, 1)[:, which]
         given = self.row[which] - self.pull[:, which] / precision
-        means = torch.cat([given, components.centers[:, which]])
         in_tails = 2 * components.tail_width.square().expand_as(components.centers)[:, which]
-        variances = torch.cat([1 / precision, in_tails])
-        mean = (share * means).sum(0)
-        return mean, (share * (variances + (means - mean).square())).sum(0).sqrt()
+        return torch.cat([given, components.centers[:, which]]), torch.cat([1 / precision, in_tails])
 
-    def set_aside(self, j: int) -> None:
-        """Integrate feature j out."""
+    def set_aside(self, j: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Integrate feature j out; return its surprise, mean and standard deviation given the rest."""
+        before, moments = self.log_prob(), self._moments_by_component(slice(j, j + 1))
         components, root = self.components, self.precision[:, j].sqrt()
         column = -(components.axes @ components.weighted[:, j, :, None])[..., 0]
         column[:, j] += components.inverse[:, 0]
         for earlier in self.columns:
             column -= earlier * earlier[:, [j]]
         column /= root[:, None]
+        self.log_det = self.log_det + self.precision[:, j].log()
         self.pull = self.pull - column * (self.pull[:, j] / root)[:, None]
         # Not below what rounding leaves, where a feature follows from the others.
         self.precision = (self.precision - column.square()).clamp_min(1e-12 * components.inverse)
         self.columns.append(column)
         self.rest = self.rest.clone()
         self.rest[j] = False
-        self._now_at(self.without[..., j])
+        self._judge()
+        mean, std = _moments(self.log_density.flatten()[:, None], *moments)
+        return self.log_prob() - before, mean[0], std[0]
+
+
+def _moments(log_weights: Tensor, means: Tensor, variances: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of mixtures, one in each column."""
+    share = torch.softmax(log_weights, 0)
+    mean = (share * means).sum(0)
+    return mean, (share * (variances + (means - mean).square())).sum(0).sqrt()
