@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from scipy.spatial.distance import cdist
 from sklearn.base import clone
 from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.exceptions import NotFittedError
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
@@ -117,6 +118,23 @@ def test_parameters_set_after_the_fit_wait_for_the_next_one(tmp_path):
     assert np.array_equal(load(tmp_path / "model").score_samples(X), scores)
     again = detector.set_params(preset=None, n_centers=None).fit(X).score_samples(X)
     assert np.array_equal(again, detector.log_likelihood(X, "joint").values)
+
+
+def test_a_device_set_after_the_fit_waits_for_the_next_one():
+    detector = fitted(correlated(), device="cpu")
+    scores = detector.score_samples(correlated())
+    for device in ("cuda", "auto"):
+        assert np.array_equal(detector.set_params(device=device).score_samples(correlated()), scores)
+
+
+def test_after_a_fit_that_failed_nothing_is_fitted():
+    detector = fitted(correlated())
+    wider = np.full((50, 6), np.inf)
+    for estimator in (detector, InvGAN()):
+        with pytest.raises(InputError, match=r"^X has the value inf in row 0, column 0"):
+            estimator.fit(wider)
+        with pytest.raises(NotFittedError):
+            estimator.predict(wider)
 
 
 def test_latents_have_names_and_come_as_the_table_that_is_asked_for():
@@ -439,8 +457,8 @@ def test_the_typical_row_is_one_of_all_over_a_sorted_table(monkeypatch):
     assert detector.typical_.sum().item() == pytest.approx(typical, rel=1e-9)
 
 
-@pytest.mark.parametrize("most", [(10**6, 10**6), (10**6, 20), (50, 20), (20, 20)])
-def test_of_many_rows_some_fit_sigma_and_fewer_carry_components(most, monkeypatch):
+@pytest.mark.parametrize("most", [(10**6, 10**6), (10**6, 20), (50, 20), (20, 20), (20, 50)])
+def test_of_many_rows_some_fit_sigma_and_no_more_carry_components(most, monkeypatch):
     monkeypatch.setattr(latent, "MAX_VARIANCE_ROWS", most[0])
     monkeypatch.setattr(latent, "MAX_COMPONENTS", most[1])
     seen = []
@@ -452,7 +470,7 @@ def test_of_many_rows_some_fit_sigma_and_fewer_carry_components(most, monkeypatc
     )
     detector, split = fitted(correlated()), Split.draw(120, FIRST_SEED)
     learned = len(split.training) + len(split.validation)
-    assert seen == [min(most[0], learned)]
+    assert seen == [min(max(most), learned)]
     mixture = detector.mixture_
     assert mixture.n_reference == min(most[1], learned)
     # Those of calibration all do where they fit in, or none.
@@ -574,10 +592,13 @@ def test_networks_of_ones_own_are_trained_as_copies():
 
 
 def test_networks_of_ones_own_cannot_be_saved(tmp_path):
-    detector = fitted(correlated(40), latent_dim=2, max_steps=2, **own_networks())
-    with pytest.raises(InputError, match=r"^A model with networks of your own cannot be saved"):
-        detector.save(tmp_path / "m")
-    assert not (tmp_path / "m").exists()
+    own = own_networks()
+    detector = fitted(correlated(40), latent_dim=2, max_steps=2, **own)
+    for later in (own, dict.fromkeys(own)):  # it is about those that were fitted
+        detector.set_params(**later)
+        with pytest.raises(InputError, match=r"^A model with networks of your own cannot be saved"):
+            detector.save(tmp_path / "m")
+        assert not (tmp_path / "m").exists()
 
 
 # The model file
@@ -1059,6 +1080,14 @@ def test_few_donors_come_from_all_over_a_sorted_table(monkeypatch):
     assert completed[24, 1].item() == pytest.approx(21)
 
 
+def test_a_column_that_few_training_rows_have_is_taken_from_one_of_them(monkeypatch):
+    monkeypatch.setattr(base, "MAX_DONORS", 10)
+    X = np.repeat(np.arange(25.0)[:, None], 2, axis=1)
+    X[np.arange(25) != 13, 1] = np.nan  # not a donor: those are every third
+    completed = _completed(torch.from_numpy(X), np.arange(24))
+    np.testing.assert_allclose(completed[:, 1], np.full(25, 13.0), rtol=1e-12)
+
+
 @pytest.mark.parametrize("missing", [0.0, 0.1])
 def test_p_values_of_real_normal_rows_are_valid_at_every_level(missing):
     X = load_breast_cancer().data[load_breast_cancer().target == 1][:, :6]
@@ -1110,6 +1139,12 @@ def test_a_crowd_of_anomalies_that_are_alike_is_left_out_of_a_table():
     X, planted = contaminated(lambda n: 6 + 0.01 * np.random.default_rng(2).normal(size=(n, 4)))
     trimmed = InvGAN(trim=0.1, max_steps=5, random_state=0).fit(X).trimmed_
     assert len(set(trimmed) & set(planted)) >= 16  # of 20; by chance it would be two
+
+
+def test_anomalies_are_left_out_whatever_the_origin_of_a_column():
+    X, planted = contaminated(scattered)
+    shifted = X + [1.7e9, 0, -1.7e9, 0]
+    assert np.array_equal(IsolationForest(trim=0.1, random_state=0).fit(shifted).trimmed_, planted)
 
 
 def test_planted_images_are_left_out():

@@ -35,10 +35,10 @@ class ImplicitLikelihood(LatentDetector):
         Dimension d of its latent space, whose prior is N(0, I).
     inference : nn.Module, optional
         h: (n, \*data_shape) → (n, d), on scaled data; by default sized from the data. It is copied.
-    method : {"riemannian", "joint", "aggregate"}, optional
+    method : {"riemannian", "joint", "aggregate", "laplace", "importance", "ais"}, optional
         What ``score_samples`` returns; by default "riemannian", the paper's Eq. 4.
-    n_centers, max_steps, batch_size, learning_rate, patience, false_positive_rate, random_state, device, \
-    processes, precision, checkpoint, checkpoint_every, verbose
+    n_centers, max_steps, batch_size, learning_rate, patience, false_positive_rate, trim, random_state, \
+    device, processes, precision, checkpoint, checkpoint_every, verbose
         As in :class:`~invgan.InvGAN`.
 
     Attributes

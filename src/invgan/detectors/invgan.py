@@ -63,8 +63,9 @@ class InvGAN(LatentDetector):
     preset : None or "paper"
         "paper": its networks (Tables 5-10 and section 4.1), saturating loss, σ centres from the prior, and
         score. None: what measured best, the same for all tables and for all images.
-    method : {"aggregate", "joint", "riemannian"}, optional
-        What ``score_samples`` returns; by default the preset's.
+    method : {"aggregate", "joint", "riemannian", "laplace", "importance", "ais"}, optional
+        What ``score_samples`` returns; by default the preset's. The last three search for each row's mode,
+        and take seconds where the others take milliseconds.
     loss : {"saturating", "non-saturating", "hinge", "wasserstein"}, optional
         Adversarial loss; by default the preset's.
     centers : {"prior", "data"}, optional
@@ -234,7 +235,7 @@ class InvGAN(LatentDetector):
         return self._networks(n_centers=tensors["model.variance.weight"].shape[1])
 
     def _state(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        if self.generator is not None:
+        if self._fitted_parameters["generator"] is not None:
             raise InputError(
                 "A model with networks of your own cannot be saved, because a model file holds no code; keep "
                 "the state_dict of its model_ instead."

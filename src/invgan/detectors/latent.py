@@ -190,11 +190,13 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         """
         gan = self.model_
         shuffled = np.random.default_rng([seed, 1]).permutation(len(learned))
-        n_features = math.prod(self.data_shape_)
+        _, n_features, n_centers = self._variance_shape()
         n_components = max(FEWEST, MAX_COMPONENT_VALUES // n_features)
         if len(self.data_shape_) == 1 or self._device().type == "cpu":
             n_components = min(MAX_COMPONENTS, n_components)
         n_variance_rows = min(MAX_VARIANCE_ROWS, max(FEWEST, MAX_VARIANCE_VALUES // n_features))
+        # A component's code is among those of σ's rows, and so is a centre for each cluster of them.
+        n_variance_rows = max(n_variance_rows, n_components, n_centers)
         seen, chosen = (np.sort(shuffled[:most]) for most in (n_variance_rows, n_components))
         rows = rows[learned[seen]]
         with self._scoring():
@@ -404,15 +406,16 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
             names[:] = results
             return torch.stack([result.double() for result in results.values()], 1)
 
-        # Pixels are never missing, and there may be no room for a copy of them.
+        # Where nothing is missing there may be no room for a copy.
         groups: list[tuple[Any, tuple[Tensor, ...]]] = [(slice(None), ())]
         if rows.is_floating_point():
             observed = ~rows.isnan()
             if method == "riemannian":
                 self._check_rank(observed.flatten(1).sum(1))
             complete = observed.flatten(1).all(1).numpy()
-            parts = ((complete, ()), (~complete, (observed[~complete],)))
-            groups = [(which, masks) for which, masks in parts if which.any()]
+            if not complete.all():
+                parts = ((complete, ()), (~complete, (observed[~complete],)))
+                groups = [(which, masks) for which, masks in parts if which.any()]
         omitted = torch.full((len(rows),), -1) if omitted is None else omitted
         # Rows that took no search beside rows that did have none that could fail.
         found: defaultdict[str, np.ndarray] = defaultdict(lambda: np.ones(len(rows)))

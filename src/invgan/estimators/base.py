@@ -153,6 +153,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         super().__init_subclass__(**kwargs)
         AnomalyDetector._registry[cls.__name__] = cls
 
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "offset_")
+
     @abstractmethod
     def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:
         """Learn from raw rows, shape (n, \\*data_shape): those of calibration only so far as
@@ -198,6 +201,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         self
         """
         self._validate_params()
+        vars(self).pop("offset_", None)  # not fitted, until this fit is done
         self._fitted_parameters = self.get_params(deep=False)
         self.columns_ = self.image_size_ = None
         rows = self._check_rows(X, fitting=True, missing=self._marginalises)
@@ -225,7 +229,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
                 "add rows, or set trim=0."
             )
         if rows.ndim == 2:
-            values = _completed(rows, split.training).numpy()
+            completed = _completed(rows, split.training)
+            # The forest rounds to single precision: of a time stamp, to two minutes.
+            values = AffineScaling.standardize(completed[split.learned])(completed).numpy()
             scores = IsolationForest(random_state=seed).fit(values).score_samples(values)
         else:
             scores = self._scores_by_halves(rows, split, seed)
@@ -463,8 +469,10 @@ def _completed(rows: Tensor, training: np.ndarray) -> Tensor:
     # The value of one neighbour, not a mean of several, which would shrink the column's spread.
     imputer = make_pipeline(StandardScaler(), KNNImputer(n_neighbors=1, keep_empty_features=True))
     values = rows.numpy()
-    donors = spread(training, MAX_DONORS)
-    with warnings.catch_warnings(action="ignore"):  # a column that the donors know nothing of becomes 0
+    known, donors = ~np.isnan(values), spread(training, MAX_DONORS)
+    unknown = ~known[donors].any(0)
+    donors = np.concatenate([donors, training[known[training][:, unknown].argmax(0)]])
+    with warnings.catch_warnings(action="ignore"):  # a column that no training row has becomes 0
         scaled = imputer.fit(values[donors]).transform(values)
         found = np.nan_to_num(imputer[0].inverse_transform(scaled))
     return torch.from_numpy(np.where(np.isnan(values), found, values))

@@ -146,6 +146,7 @@ class NeuralDetector(AnomalyDetector):
         return convolution_precision(self._device()) if self._is_convolutional() else "32-true"
 
     def _device(self) -> torch.device:
+        """Where to train, as is asked for now."""
         if self.device == "cuda" and not torch.cuda.is_available():
             raise InputError("device='cuda' was asked for, but PyTorch finds no CUDA device here.")
         return torch.device("cuda" if self.device != "cpu" and torch.cuda.is_available() else "cpu")
@@ -181,7 +182,7 @@ class NeuralDetector(AnomalyDetector):
     @contextmanager
     def _scoring(self, size: int | None = None) -> Iterator[None]:
         """Score alike on any device; by how many parameters, if not the networks', decides on threads."""
-        device = self._device()
+        device = self._home()
         with (
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
@@ -191,16 +192,20 @@ class NeuralDetector(AnomalyDetector):
         ):
             yield
 
+    def _home(self) -> torch.device:
+        """Where the fitted model is, whatever device was asked for since."""
+        return next(self.model_.parameters()).device
+
     def _prepare(self, rows: Tensor) -> Tensor:
         """Scale rows for the networks, in the networks' precision and on their device."""
-        scaled = self.scaling_(rows.to(self._device())).to(next(self.model_.parameters()).dtype)
+        scaled = self.scaling_(rows.to(self._home())).to(next(self.model_.parameters()).dtype)
         # Squares of larger values overflow in single precision, and scores would be NaN.
         return scaled.clamp(-1e9, 1e9) if scaled.dtype == torch.float32 else scaled
 
     def _blocks(self, function: Callable[..., Tensor], *rows: Tensor) -> Tensor:
         """Apply a function to aligned tensors in blocks of the size that suits the networks."""
         on_cpu = 32 if self._is_convolutional() else 128
-        return in_blocks(function, *rows, size=on_cpu if self._device().type == "cpu" else SCORED_AT_ONCE)
+        return in_blocks(function, *rows, size=on_cpu if self._home().type == "cpu" else SCORED_AT_ONCE)
 
     # ---------------------------------------------------------------- model file
 

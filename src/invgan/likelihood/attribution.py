@@ -158,7 +158,7 @@ class _Conditionals:
     def _judge(self) -> None:
         """Work out the density of the rest under each component, and without each of its features."""
         rest = self.rest
-        # Anew, and not what it was less one conditional: of a value far off, nothing would be left but rounding.
+        # Anew, and not what it was less one conditional: of a value far off only rounding would be left.
         quadratic = torch.where(rest, self.steps * self.pull, 0).sum(1)
         gaussians = -0.5 * (quadratic + self.log_det + rest.sum() * math.log(2 * math.pi))
         tails = torch.where(rest, self.in_tails, 0).sum(1)

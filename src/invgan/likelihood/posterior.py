@@ -190,7 +190,7 @@ def map_latent(
     Returns
     -------
     z : Tensor, shape (n, d)
-        In the dtype of ``z0``; log p(x, z) is nowhere lower than at ``z0``.
+        In the dtype of ``z0``; up to rounding, log p(x, z) is nowhere lower than at ``z0``.
     converged : Tensor, shape (n,), bool
         False where steps ran out, or at a kink, where no derivative is zero.
 
