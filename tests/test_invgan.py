@@ -1143,7 +1143,7 @@ def test_a_crowd_of_anomalies_that_are_alike_is_left_out_of_a_table():
 
 def test_anomalies_are_left_out_whatever_the_origin_of_a_column():
     X, planted = contaminated(scattered)
-    shifted = X + [1.7e9, 0, -1.7e9, 0]
+    shifted = X + np.array([1.7e9, 0, -1.7e9, 0])
     assert np.array_equal(IsolationForest(trim=0.1, random_state=0).fit(shifted).trimmed_, planted)
 
 

@@ -201,7 +201,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         self
         """
         self._validate_params()
-        vars(self).pop("offset_", None)  # not fitted, until this fit is done
+        if hasattr(self, "offset_"):
+            del self.offset_  # not fitted, until this fit is done
         self._fitted_parameters = self.get_params(deep=False)
         self.columns_ = self.image_size_ = None
         rows = self._check_rows(X, fitting=True, missing=self._marginalises)
