@@ -146,6 +146,7 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
     scaling_: AffineScaling = field(init=False)
     columns_: Columns | None = field(init=False)
     image_size_: int | None = field(init=False)
+    offset_: float = field(init=False)
     _fitted_parameters: dict[str, Any] = field(init=False)
     """What the model was fitted and calibrated with: parameters set later wait for the next fit."""
 
