@@ -329,7 +329,8 @@ def test_bandwidths_are_chosen_by_as_many_rows_as_are_dealt(monkeypatch):
         other = Mixture(centers, mixture.codes, Curved(5))
         return other.fit_bandwidths(seed=0), other.bandwidths
 
-    assert moved(next(i for i in range(40) if i not in dealt)) == (reached, bandwidths)
+    reached_too, the_same = moved(next(i for i in range(40) if i not in dealt))
+    assert (reached_too, *the_same) == pytest.approx((reached, *bandwidths), rel=1e-9)
     assert moved(dealt[0]) != (reached, bandwidths)
 
 
@@ -477,3 +478,22 @@ def test_the_marginal_of_all_features_is_the_density_itself():
     mixture, rows = curved_mixture(), random(10, 5, seed=9)
     everything = torch.ones_like(rows, dtype=torch.bool)
     assert torch.allclose(mixture.log_prob(rows, observed=everything), mixture.log_prob(rows), rtol=1e-10)
+
+
+def test_images_that_are_alike_but_for_a_little_noise_are_told_apart_in_single_precision():
+    draws = torch.Generator().manual_seed(0)
+    background = torch.rand(500, generator=draws).double() / 5 + 0.8
+    codes, loadings = (
+        torch.randn(100, 2, generator=draws).double(),
+        torch.randn(2, 500, generator=draws) / 1000,
+    )
+    rows = background + 0.01 * torch.randn(150, 500, generator=draws).double()
+    found = {}
+    for dtype in (torch.float64, torch.float32):
+        mixture = TangentMixture(
+            rows[:100].to(dtype), codes.to(dtype), lambda z: z @ loadings.to(z), tail_share=0.0
+        )
+        mixture.set_bandwidths(Bandwidths(tangent=1.0, noise=0.3, round=1.0, tail=1.0))
+        found[dtype] = mixture.log_prob(rows[50:].to(dtype)).double()
+    assert found[torch.float64].std() > 10
+    torch.testing.assert_close(found[torch.float32], found[torch.float64], rtol=0, atol=0.05)

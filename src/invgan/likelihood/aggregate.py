@@ -149,6 +149,9 @@ class TangentMixture(nn.Module):
         # What follows from the buffers and the generator is computed again on loading, not stored. If the
         # generator is a module it must not become a part of this one, as by an assignment it would.
         self.__dict__["_generator"] = generator
+        # Distances are differences of squares, of which images that are all bright would leave few digits.
+        self._origin = centers[: int(self.n_reference)].mean(0)
+        self._around = centers - self._origin
         self.tangents = self._all_tangents()
 
     @torch.no_grad()
@@ -158,7 +161,7 @@ class TangentMixture(nn.Module):
         for block in everything.split(_jacobian_block(everything.device)):
             near = self._neighbours(block, everything[:n_reference])
             (vectors,) = self._vectors(block, [near])
-            parts.append(_tangents(vectors, self.centers[block], near))
+            parts.append(_tangents(vectors, self._around[block], near))
         basis, *rest = zip(*parts, strict=True)
         at_center, lengths, scale, tail_scale = map(torch.cat, rest)
         return _Tangents(
@@ -177,7 +180,7 @@ class TangentMixture(nn.Module):
     def _neighbours(self, which: Tensor, others: Tensor) -> "Neighbours":
         """Find the nearest of ``others`` to each row numbered ``which``, itself left out."""
         n_neighbours = min(N_NEIGHBOURS, len(others) - 1)
-        squared = _squared_distances(self.centers[which], self.centers[others])
+        squared = _squared_distances(self._around[which], self._around[others])
         squared[which[:, None] == others] = torch.inf
         nearest = others[squared.topk(n_neighbours, largest=False).indices]
         # Of duplicates the expansion leaves rounding errors where there is nothing.
@@ -234,14 +237,14 @@ class TangentMixture(nn.Module):
         order = order[:MAX_FOLDED]
         fold_of = order.new_full((n,), -1).index_copy_(0, order, torch.arange(len(order)).to(order) % N_FOLDS)
         dealt = (fold_of >= 0).nonzero()[:, 0]
-        queries = [self.centers[order[fold::N_FOLDS][: MAX_QUERIES // N_FOLDS]] for fold in range(N_FOLDS)]
+        queries = [self._around[order[fold::N_FOLDS][: MAX_QUERIES // N_FOLDS]] for fold in range(N_FOLDS)]
         parts: list[list[_Pairs]] = [[] for _ in range(N_FOLDS)]
         others = [dealt[fold_of[dealt] != fold] for fold in range(N_FOLDS)]
         for block in dealt.split(_jacobian_block(dealt.device)):
             nears = [self._neighbours(block, rest) for rest in others]
             for fold, (near, vectors) in enumerate(zip(nears, self._vectors(block, nears), strict=True)):
                 kept = fold_of[block] != fold
-                centers = self.centers[block[kept]]
+                centers = self._around[block[kept]]
                 tangents = _tangents(vectors[kept], centers, near.take(kept))
                 squared = _squared_distances(queries[fold], centers)
                 along = _along(queries[fold], tangents)
@@ -272,7 +275,7 @@ class TangentMixture(nn.Module):
         reached = gaussians(found, self.round_share)
         if self.tail_share > 0:
             absolutes = [
-                _near_absolute_distances(rows, self.centers[rest], near)
+                _near_absolute_distances(rows, self._around[rest], near)
                 for rows, rest, (near, _) in zip(queries, others, pairs, strict=True)
             ]
 
@@ -318,9 +321,9 @@ class TangentMixture(nn.Module):
         -------
         Tensor, shape (m,)
         """
-        n, near = len(self.centers), None
+        n, near, rows = len(self.centers), None, rows - self._origin
         if observed is None and n > MAX_ALL:
-            near = _squared_distances(rows, self.centers).topk(MAX_NEAR, largest=False)  # m×K
+            near = _squared_distances(rows, self._around).topk(MAX_NEAR, largest=False)  # m×K
         numbers = torch.arange(n, device=rows.device) if near is None else near.indices
 
         def mixed(log_components: Tensor) -> Tensor:
@@ -348,7 +351,7 @@ class TangentMixture(nn.Module):
         size = max(1, MAX_ALONG_VALUES // (len(rows) * self.tangents.lengths.shape[1]))
         blocks = zip(self.tangents.split(size), components.excess.split(size), strict=True)
         along = [_along(rows, tangents).mul_(excess).sum(2) for tangents, excess in blocks]
-        return components.log_prob(_squared_distances(rows, self.centers), torch.cat(along, 1))
+        return components.log_prob(_squared_distances(rows, self._around), torch.cat(along, 1))
 
     def _near_gaussians(self, rows: Tensor, squared: Tensor, near: Tensor) -> Tensor:
         """Log-densities under the Gaussians numbered ``near``, whose centres are so far off; all m×K."""
@@ -371,7 +374,7 @@ class TangentMixture(nn.Module):
                 rows,
                 observed.to(rows),
                 self.tangents,
-                self.centers,
+                self._around,
                 block,
                 self.bandwidths,
                 self.round_share,
@@ -384,15 +387,15 @@ class TangentMixture(nn.Module):
         """Log-densities of the observed features in the tails, m×n, or m×K of those numbered for each row."""
         n_features: int | Tensor = rows.shape[1]
         if numbers.ndim == 2:
-            absolute = _near_absolute_distances(rows, self.centers, numbers)
+            absolute = _near_absolute_distances(rows, self._around, numbers)
         elif observed is None:
-            absolute = _absolute_distances(rows, self.centers)
+            absolute = _absolute_distances(rows, self._around)
         else:
             known = observed.to(rows)
             n_features = known.sum(1, keepdim=True)
             # An unknown feature counts as 0, whose distance is then taken away again.
-            unknown = steady_product(1 - known, self.centers.abs())
-            absolute = (_absolute_distances(rows * known, self.centers) - unknown).clamp_min(0)
+            unknown = steady_product(1 - known, self._around.abs())
+            absolute = (_absolute_distances(rows * known, self._around) - unknown).clamp_min(0)
         return _tails(self.tangents.tail_scale, self.bandwidths).log_prob(absolute, n_features, numbers)
 
     def _with_tails(self, gaussians: Tensor, tails: Tensor) -> Tensor:
@@ -416,7 +419,7 @@ class _Tangents(NamedTuple):
     """Principal axes of T Tᵀ at every centre, and the units of the noise and of the tails there."""
 
     basis: Tensor  # D×n·r: each centre's r = min(2k, D) axes u, orthonormal, or zero where one has no length
-    at_center: Tensor  # u·c, n×r
+    at_center: Tensor  # u·c from the origin, n×r
     lengths: Tensor  # S, n×r
     scale: Tensor  # ρ², n
     tail_scale: Tensor  # β², n
