@@ -14,7 +14,7 @@ from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval, StrOptions
 from sklearn.utils.validation import check_is_fitted
-from torch import Tensor
+from torch import Tensor, nn
 
 from invgan.errors import InputError, UnreliableEstimateWarning
 from invgan.estimators import NeuralDetector, Split, check_shapes, in_blocks, part_of, spread
@@ -202,7 +202,7 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         with self._scoring():
             codes = self._encode(rows)
             if self._choice("centers") == "data":
-                means = self._blocks(self._generate, codes)
+                means = self._blocks(self._flat_generator(), codes)
                 gan.variance = RBFVariance(*self._variance_shape(), max_std=MAX_STD).to(codes)
                 gan.variance.requires_grad_(False)
                 gan.variance.fit_centers(codes, seed=seed)
@@ -221,16 +221,18 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
     def _mixture(self, centers: Tensor, codes: Tensor, n_reference: int) -> TangentMixture:
         # Under an image's tails all of its pixels count alike, and the digits of MNIST detect worse by them.
         tail_share = TAIL_SHARE if len(self.data_shape_) == 1 else 0.0
-        return TangentMixture(centers, codes, self._generate, n_reference=n_reference, tail_share=tail_share)
+        return TangentMixture(
+            centers, codes, self._flat_generator(), n_reference=n_reference, tail_share=tail_share
+        )
 
     def _own_components(self, n_calibration: int) -> Tensor:
         """Number the components that the calibration rows carry; −1 if they carry none."""
         n_reference, n = int(self.mixture_.n_reference), len(self.mixture_.centers)
         return torch.arange(n_reference, n) if n > n_reference else torch.full((n_calibration,), -1)
 
-    def _generate(self, z: Tensor) -> Tensor:
-        """Return g(z), flattened; a method, unlike a lambda, is pickled and copied with the estimator."""
-        return self.model_.generator(z).flatten(1)
+    def _flat_generator(self) -> nn.Sequential:
+        """Return z → g(z), flattened, as layers: tangents are pushed through these one by one."""
+        return nn.Sequential(self.model_.generator, nn.Flatten(1))
 
     def _encode(self, rows: Tensor) -> Tensor:
         return self._blocks(lambda block: self.model_.inference(self._prepare_known(block)), rows)

@@ -180,7 +180,7 @@ def _changed(detector: InvGAN, kind: Callable[..., TangentMixture], seed: int) -
     with other._scoring():
         mixture = detector.mixture_
         other.mixture_ = kind(
-            mixture.centers, mixture.codes, other._generate, n_reference=int(mixture.n_reference)
+            mixture.centers, mixture.codes, other._flat_generator(), n_reference=int(mixture.n_reference)
         )
         other.mixture_.fit_bandwidths(seed=seed)
     return other
