@@ -762,11 +762,22 @@ def test_images_of_any_size_are_resized_by_option_and_by_the_model_after_that(he
 
 def test_labelled_images_are_kept_out_of_training(here, capsys):
     X, y = images(40)[:, None], np.repeat([0, 1], [30, 10])
-    np.savez("pictures.npz", X=X, y=y)
-    assert main(["fit", "pictures.npz", "--label", "y", "--out", "m", *QUICK]) == 0
+    np.savez("pictures.npz", X=X, y=np.zeros(40, int), odd=y)
+    assert main(["fit", "pictures.npz", "--label", "odd", "--out", "m", *QUICK]) == 0
     assert "Fitted on 30 rows" in capsys.readouterr().out
     alone = InvGAN(max_steps=20, unskew=True, random_state=0).fit(X[:30])
     np.testing.assert_array_equal(load("m").score_samples(X), alone.score_samples(X))
+
+
+def test_labels_that_were_not_asked_for_are_mentioned_by_their_name(here, capsys):
+    write_images(here / "pictures", images(12))
+    rows = [{"bytes": Path(f"pictures/{n:02}.png").read_bytes(), "path": None} for n in range(12)]
+    pl.DataFrame({"image": rows, "label": [0, 1] * 6}).write_parquet("pictures.parquet")
+    assert main(["fit", "pictures.parquet", "--out", "m", *QUICK]) == 0
+    assert (
+        "The file also holds labels label; --label label would keep the rows marked 1 out of training."
+        in capsys.readouterr().out.splitlines()
+    )
 
 
 def test_damaged_and_mixed_images(here, refused):
@@ -774,6 +785,9 @@ def test_damaged_and_mixed_images(here, refused):
     fit = ("fit", "pictures", "--out", "model")
     assert refused(*fit, "--label", "odd") == (
         "pictures: these images have no labels, so no 'odd'; leave the label out."
+    )
+    assert refused(*fit, "--drop", "odd") == (
+        "Invalid value: --drop is for tables, and pictures holds images; try 'invgan fit --help'."
     )
     Image.fromarray(images(1, (8, 9))[0]).save("pictures/wide.png")
     assert refused(*fit) == (

@@ -266,6 +266,36 @@ def test_npz_as_imagenet32_has_it(tmp_path: Path) -> None:
     )
 
 
+def test_labels_have_the_name_that_is_asked_for(tmp_path: Path) -> None:
+    odd, y = np.array([True, False, False, True]), np.arange(4)
+    rows = [{"bytes": encoded(image), "path": None} for image in COLOUR]
+    pl.DataFrame({"image": rows, "label": y, "odd": odd}).write_parquet(tmp_path / "i.parquet")
+    np.savez(tmp_path / "i.npz", X=COLOUR, y=y, odd=odd)
+    np.savez(tmp_path / "flat.npz", data=COLOUR.reshape(4, -1), labels=y, odd=odd)
+    messages = {
+        "i.parquet": "has no column 'even' beside the images; it has 'label', 'odd'.",
+        "i.npz": "has no array 'even' beside the images; it has 'y', 'odd'.",
+        "flat.npz": "has no array 'even' beside the images; it has 'labels', 'odd'.",
+    }
+    for name, message in messages.items():
+        usual = read_images(tmp_path / name)
+        np.testing.assert_array_equal(usual.y, y)
+        np.testing.assert_array_equal(read_data(tmp_path / name, label=usual.label).y, y)
+        np.testing.assert_array_equal(read_data(tmp_path / name, label="odd").y, odd)
+        for read in (read_data, lambda path, label: list(read_blocks(path, label=label))):
+            with pytest.raises(InputError) as error:
+                read(tmp_path / name, label="even")
+            assert str(error.value) == f"{tmp_path}/{name}: {message}"
+
+
+def test_labels_without_a_name_go_by_any(tmp_path: Path) -> None:
+    (tmp_path / "images-idx3").write_bytes(idx(GREY[:, 0]))
+    (tmp_path / "labels-idx1").write_bytes(idx(np.arange(4, dtype=np.uint8)))
+    (tmp_path / "data_batch_1").write_bytes(python_3_batch(2))
+    np.testing.assert_array_equal(read_images(tmp_path / "images-idx3", label="digit").y, np.arange(4))
+    np.testing.assert_array_equal(read_images(tmp_path / "data_batch_1", label="kind").y, [6, 9, 1, 0])
+
+
 def test_files_that_hold_no_images(tmp_path: Path) -> None:
     path = tmp_path / "notes.txt"
     path.write_text("hello")

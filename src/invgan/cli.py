@@ -310,6 +310,8 @@ def fit(
 
     if resize is not None and not holds_images(data):
         raise typer.BadParameter(f"--resize is for images, and {data} is a table.")
+    if drop and holds_images(data):
+        raise typer.BadParameter(f"--drop is for tables, and {data} holds images.")
     columns = Infer(drop=tuple(drop or ()))
     rows, is_anomaly = _read(
         data, label=label, normal=normal, min_rows=MIN_ROWS, columns=columns, sample_seed=seed, size=resize
@@ -363,7 +365,10 @@ def fit(
         for note in rows.columns.notes(learned, n_left_out=rows.n_left_out):
             print(note)
     if label is None and rows.y is not None and set(rows.y.tolist()) <= {0, 1}:
-        print("The file also holds labels y; --label y would keep the rows marked 1 out of training.")
+        name = rows.label if isinstance(rows, Images) else "y"
+        print(
+            f"The file also holds labels {name}; --label {name} would keep the rows marked 1 out of training."
+        )
     _warn_without_threshold(detector)
     print(f"Next: invgan score {out} DATA --out scores.csv")
 

@@ -5,7 +5,7 @@ import math
 import os
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow
 from PIL import Image
 
+from invgan.data.columns import listed
 from invgan.data.files import (
     MAX_DEFLATE_RATIO,
     array_headers,
@@ -58,12 +59,15 @@ class Images:
         Class labels where the source has them.
     jpeg : bool
         Whether any of them was a JPEG file: a bits/dim measured on those is not that of the originals.
+    label : str
+        What to ask for to have the labels: their name, or any where the source has no name for them.
     """
 
     X: np.ndarray
     names: list[str]
     y: np.ndarray | None
     jpeg: bool = False
+    label: str = "y"
 
     def blocks(self) -> Iterator["Images"]:
         """Yield the images in order, some at a time."""
@@ -85,7 +89,7 @@ class Images:
         return (slice(start, start + size) for start in range(0, len(self.X), size))
 
 
-def read_images(path: str | os.PathLike[str], *, size: int | None = None) -> Images:
+def read_images(path: str | os.PathLike[str], *, size: int | None = None, label: str | None = None) -> Images:
     """Read a set of images; the format is told by the content, never by the name.
 
     - A folder of PNG, JPEG, BMP, GIF, TIFF, WebP or PPM files in the order of their names; other files and
@@ -106,6 +110,9 @@ def read_images(path: str | os.PathLike[str], *, size: int | None = None) -> Ima
         The file or folder.
     size : int, optional
         Height and width that every image is resized to; without it, all must be of one size.
+    label : str, optional
+        The column or array of labels, in place of the usual one; any name will do for those of an IDX file or
+        a CIFAR batch, which have none.
 
     Returns
     -------
@@ -114,8 +121,8 @@ def read_images(path: str | os.PathLike[str], *, size: int | None = None) -> Ima
     Raises
     ------
     InputError
-        If nothing is there, the format is unknown, a file is damaged, sizes or colours are mixed, or there
-        is no room for the images.
+        If nothing is there, the format is unknown, a file is damaged, sizes or colours are mixed, there is no
+        room for the images, or there are no such labels.
 
     Examples
     --------
@@ -131,22 +138,19 @@ def read_images(path: str | os.PathLike[str], *, size: int | None = None) -> Ima
     if size is not None and size < 1:
         raise InputError(f"The 'size' parameter of read_images must be at least 1. Got {size} instead.")
     path = Path(path)
-    if path.is_dir():
-        return _read_folder(path, size)
-    head = require_file(path)
-    for magic, reader in _READERS.items():
-        if head.startswith(magic):
-            images = reader(path, size)
-            if images.X.size == 0:
-                raise InputError(f"{path}: holds no images; add some.")
-            if images.y is not None and len(images.y) != len(images.X):
-                raise InputError(
-                    f"{path}: has {len(images.X)} images but {len(images.y)} labels; replace the file."
-                )
-            return images
-    raise InputError(
-        f"{path}: is not a set of images; expected a folder of PNG or JPEG files, IDX, Parquet, .npz or .npy."
-    )
+    if (reader := _reader(path)) is None:
+        raise InputError(
+            f"{path}: is not a set of images; expected a folder of PNG or JPEG files, IDX, Parquet, .npz or "
+            ".npy."
+        )
+    images = reader(path, size, label)
+    if images.X.size == 0:
+        raise InputError(f"{path}: holds no images; add some.")
+    if label is not None and images.y is None:
+        raise InputError(f"{path}: these images have no labels, so no {label!r}; leave the label out.")
+    if images.y is not None and len(images.y) != len(images.X):
+        raise InputError(f"{path}: has {len(images.X)} images but {len(images.y)} labels; replace the file.")
+    return images
 
 
 def holds_images(path: str | os.PathLike[str]) -> bool:
@@ -173,9 +177,7 @@ def holds_images(path: str | os.PathLike[str]) -> bool:
     True
     """
     path = Path(path)
-    if path.is_dir():
-        return True
-    reader = next((r for magic, r in _READERS.items() if require_file(path).startswith(magic)), None)
+    reader = _reader(path)
     if reader is _read_parquet:
         return _image_column(parquet_schema(path)) is not None
     if reader is _read_numpy:
@@ -220,7 +222,24 @@ def pad_images(X: np.ndarray, size: int) -> np.ndarray:
     return np.pad(X, ((0, 0), (0, 0), (top, size - height - top), (left, size - width - left)))
 
 
-def _read_folder(folder: Path, size: int | None) -> Images:
+def _reader(path: Path) -> Callable[[Path, int | None, str | None], Images] | None:
+    """What reads the images, given their size and the name of the labels; None if there are none."""
+    if path.is_dir():
+        return _read_folder
+    head = require_file(path)
+    return next((reader for magic, reader in _READERS.items() if head.startswith(magic)), None)
+
+
+def _named_label(path: Path, label: str | None, usual: str, kind: str, names: list[str]) -> str | None:
+    """The name of the labels, given those beside the images: what was asked for, or else the usual one."""
+    if label is None:
+        return usual if usual in names else None
+    if names and label not in names:
+        raise InputError(f"{path}: has no {kind} {label!r} beside the images; it has {listed(names)}.")
+    return label if names else None
+
+
+def _read_folder(folder: Path, size: int | None, label: str | None) -> Images:
     """Read the image files of a folder, sorted by name."""
     try:
         files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
@@ -234,7 +253,7 @@ def _read_folder(folder: Path, size: int | None) -> Images:
     return Images(X, [file.name for file in files], None, jpeg)
 
 
-def _read_idx(path: Path, size: int | None) -> Images:
+def _read_idx(path: Path, size: int | None, label: str | None) -> Images:
     """Read an IDX file of images, and the labels beside it."""
     X = _resized(path, _idx_array(path, ndim=3)[:, None], size)
     labels = path.name.replace("images", "labels").replace("idx3", "idx1").removesuffix(".gz")
@@ -276,11 +295,13 @@ def _fill(values: np.ndarray, file: IO[bytes] | gzip.GzipFile) -> int:
     return n_read
 
 
-def _read_parquet(path: Path, size: int | None) -> Images:
+def _read_parquet(path: Path, size: int | None, label: str | None) -> Images:
     """Read a Parquet file that holds each image as an encoded file."""
-    column = _image_column(parquet_schema(path))
+    schema = parquet_schema(path)
+    column = _image_column(schema)
     if column is None:
         raise InputError(f"{path}: has no column 'image' or 'img' of {{bytes, path}}; it holds no images.")
+    label = _named_label(path, label, "label", "column", [name for name in schema.names if name != column])
     paths: list[str | None] = []
     labels: list[np.ndarray] = []
 
@@ -289,8 +310,8 @@ def _read_parquet(path: Path, size: int | None) -> Images:
             content = frame[column].struct.unnest()
             first_row = len(paths) + 1
             paths.extend(content["path"] if "path" in content.columns else [None] * frame.height)
-            if "label" in frame.columns:
-                labels.append(_classes(path, frame["label"].to_numpy()))
+            if label is not None:
+                labels.append(_classes(path, frame[label].to_numpy()))
             for row, raw in enumerate(content["bytes"], first_row):
                 yield f"{path}, row {row}", bytes(raw or b"")
 
@@ -298,7 +319,7 @@ def _read_parquet(path: Path, size: int | None) -> Images:
     if len(paths) != n_rows:
         raise InputError(f"{path}: claims {n_rows} rows, but holds {len(paths)}; replace it.")
     names = [str(i) if name is None else str(name) for i, name in enumerate(paths)]
-    return Images(X, names, np.concatenate(labels) if labels else None, jpeg)
+    return Images(X, names, np.concatenate(labels) if labels else None, jpeg, label or "label")
 
 
 def _image_column(schema: pyarrow.Schema) -> str | None:
@@ -310,27 +331,27 @@ def _image_column(schema: pyarrow.Schema) -> str | None:
     return None
 
 
-def _read_numpy(path: Path, size: int | None) -> Images:
+def _read_numpy(path: Path, size: int | None, label: str | None) -> Images:
     """Read X (n, C, H, W) and y, or ImageNet32's data (n, 3·H·H) and labels."""
     headers = array_headers(path)
-    if {"data", "labels"} <= set(headers):
-        X = _resized(path, _unflatten(path, read_array(path, "data")), size)
-        return Images(X, _positions(X), _classes(path, read_array(path, "labels")))
-    name = main_array(headers)
+    flat = {"data", "labels"} <= set(headers)
+    name, usual = ("data", "labels") if flat else (main_array(headers), "y")
     if name is None:
         raise InputError(f"{path}: has no array 'X' of images (n, C, H, W), nor 'data' and 'labels'; add X.")
     shape, dtype = headers[name]
-    if dtype != np.uint8 or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape:
+    if not flat and (dtype != np.uint8 or len(shape) != 4 or shape[1] not in (1, 3) or 0 in shape):
         raise InputError(
             f"{path}: array {name!r} has shape {shape} and type {dtype}, expected uint8 images "
             "(n, 1 or 3, height, width); convert or transpose it."
         )
-    X = _resized(path, np.ascontiguousarray(map_array(path, name)), size)
-    y = _classes(path, read_array(path, "y")) if "y" in headers and name != "y" else None
-    return Images(X, _positions(X), y)
+    label = _named_label(path, label, usual, "array", [other for other in headers if other != name])
+    pixels = _unflatten(path, read_array(path, name)) if flat else np.ascontiguousarray(map_array(path, name))
+    X = _resized(path, pixels, size)
+    y = None if label is None else _classes(path, read_array(path, label))
+    return Images(X, _positions(X), y, label=label or usual)
 
 
-def _read_pickle(path: Path, size: int | None) -> Images:
+def _read_pickle(path: Path, size: int | None, label: str | None) -> Images:
     """Read a CIFAR batch: data (n, 3072), labels and filenames."""
     batch = read_batch(path)
     if not isinstance(batch.get("data"), np.ndarray):

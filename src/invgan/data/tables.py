@@ -241,7 +241,7 @@ def read_data(
     path : str or path
         The file or folder.
     label : str, optional
-        The column of labels, for tables; images carry their own.
+        As in `read_table` and `read_images`.
     min_rows : int, default 2
         The fewest rows to accept in a table.
     columns : Columns or Infer, optional
@@ -257,7 +257,7 @@ def read_data(
     Raises
     ------
     InputError
-        If the data cannot be read, or labels are asked of images that have none.
+        If the data cannot be read, or has no such labels.
 
     Examples
     --------
@@ -269,10 +269,7 @@ def read_data(
     """
     if not holds_images(path):
         return read_table(path, label=label, min_rows=min_rows, columns=columns, sample_seed=sample_seed)
-    images = read_images(path, size=size)
-    if label is not None and images.y is None:
-        raise InputError(f"{path}: these images have no labels, so no {label!r}; leave the label out.")
-    return images
+    return read_images(path, size=size, label=label)
 
 
 def read_blocks(
@@ -318,9 +315,7 @@ def read_blocks(
     [(512, 1024), (488, 1024)]
     """
     if holds_images(path):
-        images = read_data(path, label=label, size=size)
-        assert isinstance(images, Images)
-        yield from images.blocks()
+        yield from read_images(path, size=size, label=label).blocks()
         return
     source = _open(Path(path), label, columns)
     n_rows = 0
