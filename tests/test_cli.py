@@ -438,6 +438,25 @@ def test_an_interrupted_fit_continues_to_the_same_model(here, capsys, monkeypatc
     assert sorted(os.listdir("model")) == sorted(os.listdir("straight"))
 
 
+def test_a_model_in_the_working_folder_has_its_checkpoint_beside_it(here, capsys, monkeypatch):
+    (here / "m").mkdir()
+    monkeypatch.chdir("m")
+    for out in (".", "deep/.."):
+        command = ["fit", "../../data.csv", "--label", "odd", "--out", out, *QUICK]
+        before = os.listdir()
+        with monkeypatch.context() as patch:
+            interrupt_at(0, patch)
+            assert main(command) == 130
+        assert capsys.readouterr().err == (
+            f"invgan: interrupted; run the same command again to continue from {here}/m.checkpoint.\n"
+        )
+        assert (os.listdir(), sorted(os.listdir(here))) == (before, ["m", "m.checkpoint"])
+        assert main(command) == 0
+        assert os.listdir(here) == ["m"]
+        assert load(out).max_steps == 20
+        Path("deep").mkdir(exist_ok=True)
+
+
 def test_an_interruption_before_the_first_checkpoint_leaves_nothing(here, capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt

@@ -301,6 +301,8 @@ def fit(
     command again and it continues from there.
     """
     _require_writable(out.parent, out)
+    named = out.resolve() if out.name in ("", "..") else out  # what lies beside "." has another parent
+    _require_writable(named.parent, out)
     _require_replaceable(out)
     from invgan.data import Images, Infer, Table
     from invgan.data.images import holds_images
@@ -323,7 +325,7 @@ def fit(
     if len(learned) < MIN_ROWS:
         raise InputError(f"{data}: has {_count(len(learned), 'normal row')}, expected at least {MIN_ROWS}.")
 
-    checkpoint = Path(f"{out}.checkpoint")
+    checkpoint = Path(f"{named}.checkpoint")
     detector = InvGAN(
         latent_dim,
         preset=preset and preset.value,
