@@ -861,12 +861,34 @@ def test_paths_that_cannot_be_written_are_found_before_the_work(here, refused, m
     assert refused(*score, "t.csv") == "t.csv: is the data itself; choose another --out."
     assert refused(*report, "t.csv") == "t.csv: is the data itself; choose another --out."
     assert refused(*report, "folder") == "folder: is a folder; give --out the name of a file."
+    assert refused(*report, "../model/manifest.json") == (
+        "../model/manifest.json: is in the folder of the model; choose another --out."
+    )
+    assert refused(*score, "../model/s.csv") == (
+        "../model/s.csv: is in the folder of the model; choose another --out."
+    )
+    Path("other.csv").write_text("mine")
+    assert refused(*report, "other.csv") == (
+        "other.csv: unknown file type '.csv'; a report goes to a .html file."
+    )
     Path("demo").mkdir()
     Path("demo/model").write_text("mine")
     assert refused("demo") == f"demo/model: {left}"
     assert refused("demo", "--out", "t.csv") == (
         f"t.csv: there is no folder {here}/t.csv; make it, or choose another --out."
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such files")
+def test_what_is_no_regular_file_is_not_replaced(here, refused):
+    os.mkfifo(here / "queue")
+    Path("s.csv").symlink_to("queue")
+    Path("r.html").symlink_to("/dev/null")
+    why = "is no regular file, which it would be replaced by; choose another --out."
+    data = ("../model", "../data.csv", "--label", "odd", "--out")
+    assert refused("score", *data, "s.csv") == f"s.csv: {why}"
+    assert refused("report", *data, "r.html") == f"r.html: {why}"
+    assert refused("report", *data, "queue") == f"queue: {why}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")
