@@ -551,6 +551,44 @@ def test_the_command_exits_with_its_code():
     )
 
 
+def run_into(stdout, *arguments, **environment):
+    """Run the command with its output sent there: its exit code, output and errors."""
+    command = [Path(sys.executable).with_name("invgan"), *arguments]
+    done = subprocess.run(
+        command, stdout=stdout, stderr=subprocess.PIPE, env=os.environ | environment, check=False
+    )
+    return done.returncode, done.stdout, done.stderr.decode()
+
+
+def test_characters_that_an_encoding_has_not_are_replaced():
+    code, out, err = run_into(subprocess.PIPE, "fit", "--help", PYTHONIOENCODING="cp437")
+    assert (code, err) == (0, "")
+    assert b"Resize images to N?N pixels" in out
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+@pytest.mark.parametrize("arguments", [["--version"], ["info", "../model"]])
+def test_a_reader_that_has_gone_ends_a_command_without_a_word(here, arguments, unbuffered):
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        assert run_into(writer, *arguments, PYTHONUNBUFFERED=unbuffered) == (141, None, "")
+    finally:
+        os.close(writer)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="/dev/full is Linux's")
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_output_that_finds_no_space_left(unbuffered):
+    with open("/dev/full", "wb") as full:
+        assert run_into(full, "--version", PYTHONUNBUFFERED=unbuffered) == (
+            2,
+            None,
+            "invgan: the output could not be written (No space left on device); "
+            "free some space or send it elsewhere.\n",
+        )
+
+
 def test_the_threshold_is_chosen_when_rows_are_scored(here, capsys):
     model = load("../model").set_threshold(0.3)
     X = pl.DataFrame(rows()[0], schema=NAMES)

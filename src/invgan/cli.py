@@ -5,6 +5,7 @@ Nothing heavy is imported before a command needs it, so that ``invgan --help`` a
 
 import importlib
 import inspect
+import io
 import os
 import shutil
 import sys
@@ -12,10 +13,11 @@ import tempfile
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 from rich import box
@@ -136,20 +138,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         The exit code: 0, 2 after a mistake of the user's, 130 after Ctrl-C. Both of these come with one line
-        on standard error.
+        on standard error; 141 does not, after the reader of the output has gone, such as ``head``.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every encoding has ± and ×
     try:
         # By hand, because typer's own main answers Ctrl-C and mistakes in other words and codes.
         command = typer.main.get_command(app)
         with (
+            _all_shown(),
             warnings.catch_warnings(action="default" if debug else "ignore"),
             command.make_context("invgan", given or ["--help"]) as context,
         ):
             command.invoke(context)
     except typer.Exit as end:
         return end.exit_code
+    except _OutputLostError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what Python would still write
+        if isinstance(error.__cause__, BrokenPipeError):
+            return 141  # what a shell reports of a tool that SIGPIPE ended
+        return _fail(
+            f"the output could not be written ({error}); free some space or send it elsewhere.", code=2
+        )
     except _UsageError as error:
         path = error.ctx.command_path if error.ctx is not None else "invgan"
         return _fail(f"{error.format_message().rstrip('.')}; try '{path} --help'.", code=2)
@@ -160,6 +173,45 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         return _fail(str(error), code=2)
     return 0
+
+
+class _OutputLostError(Exception):
+    """Standard output could not be written."""
+
+
+class _Output:
+    """Standard output, whose failures are told from those of other files."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except OSError as error:
+            raise _OutputLostError(error.strerror) from error
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            raise _OutputLostError(error.strerror) from error
+
+
+@contextmanager
+def _all_shown() -> Iterator[None]:
+    """Write all that is printed before the end, where nobody could answer for what cannot be."""
+    if sys.stdout is None:  # as it is where the process began without one
+        yield
+        return
+    with redirect_stdout(_Output(sys.stdout)) as output:
+        try:
+            yield
+        finally:
+            output.flush()
 
 
 def _fail(message: str, *, code: int) -> int:
