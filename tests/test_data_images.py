@@ -194,6 +194,14 @@ def test_idx_whose_header_lies_is_refused(tmp_path: Path, compress: type[bytes])
     )
 
 
+def test_what_is_gzipped_but_not_idx_is_to_be_unpacked(tmp_path: Path) -> None:
+    for content in (b"a,b\n1,2\n", b""):
+        (tmp_path / "table.csv.gz").write_bytes(gzip.compress(content))
+        assert refusal(tmp_path / "table.csv.gz") == (
+            "table.csv.gz: is compressed by gzip and does not hold IDX; unpack it."
+        )
+
+
 def test_idx_labels_that_do_not_match_and_truncated_gzip_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "t10k-images-idx3-ubyte.gz"
     whole = gzip.compress(idx(GREY[:, 0]))

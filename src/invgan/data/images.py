@@ -267,7 +267,10 @@ def _idx_array(path: Path, ndim: int) -> np.ndarray:
     """Read an IDX file of uint8 after its claimed size has been checked against the file and the room."""
     is_gzip = require_file(path).startswith(b"\x1f\x8b")
     with readable(path, "IDX"), gzip.open(path) if is_gzip else path.open("rb") as file:
-        zero, element, dimensions = struct.unpack(">HBB", file.read(4))
+        head = file.read(4)
+        if is_gzip and not head.startswith(b"\0\0"):
+            raise InputError(f"{path}: is compressed by gzip and does not hold IDX; unpack it.")
+        zero, element, dimensions = struct.unpack(">HBB", head)
         if zero != 0 or element != 8 or dimensions != ndim:
             raise InputError(
                 f"{path}: is IDX with element type 0x{element:02x} and {dimensions} dimensions, "
