@@ -77,6 +77,47 @@ def test_transparency_is_dropped(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_images(tmp_path).X[0], COLOUR[0])
 
 
+TURNED = {
+    1: lambda pixels: pixels,
+    2: np.fliplr,
+    3: lambda pixels: np.rot90(pixels, 2),
+    4: np.flipud,
+    5: np.transpose,
+    6: lambda pixels: np.rot90(pixels, -1),
+    7: lambda pixels: np.rot90(pixels, 2).T,
+    8: np.rot90,
+    9: lambda pixels: pixels,
+}
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "tiff"])
+@pytest.mark.parametrize("orientation", TURNED)
+def test_photos_are_turned_as_they_are_shown(tmp_path: Path, kind: str, orientation: int) -> None:
+    pixels = COLOUR[0, :, :5]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels.transpose(1, 2, 0)).save(tmp_path / f"a.{kind}", exif=exif, lossless=True)
+    expected = np.stack([TURNED[orientation](plane) for plane in pixels])
+    np.testing.assert_array_equal(read_images(tmp_path).X[0], expected)
+
+
+def test_the_size_of_a_turned_photo_is_known_before_it_is_decoded(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(encoded(COLOUR[0, :, :5]))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(COLOUR[0, 0, :5]).convert("RGB").save(tmp_path / "b.png", exif=exif)
+    whole = (tmp_path / "b.png").read_bytes()
+    (tmp_path / "b.png").write_bytes(whole[: whole.index(b"IDAT") + 8])
+    assert refusal(tmp_path).startswith(
+        f"{tmp_path.name}/b.png: is 5×8 pixels, but {tmp_path.name}/a.png is 8×5;"
+    )
+
+
+def test_damaged_exif_data_are_passed_over(tmp_path: Path) -> None:
+    Image.fromarray(COLOUR[0].transpose(1, 2, 0)).save(tmp_path / "a.png", exif=b"Exif\0\0nonsense")
+    np.testing.assert_array_equal(read_images(tmp_path).X[0], COLOUR[0])
+
+
 @pytest.mark.parametrize("kind", ["png", "jpeg"])
 def test_a_truncated_image_is_named(tmp_path: Path, kind: str) -> None:
     whole = encoded(COLOUR[0], kind)

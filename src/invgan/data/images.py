@@ -13,7 +13,7 @@ from typing import IO
 
 import numpy as np
 import pyarrow
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from invgan.data.columns import listed
 from invgan.data.files import (
@@ -93,7 +93,7 @@ def read_images(path: str | os.PathLike[str], *, size: int | None = None, label:
     """Read a set of images; the format is told by the content, never by the name.
 
     - A folder of PNG, JPEG, BMP, GIF, TIFF, WebP or PPM files in the order of their names; other files and
-      sub-folders are passed over, and transparency is dropped.
+      sub-folders are passed over, transparency is dropped, and photos are turned as their EXIF data say.
     - An IDX file (MNIST's), gzipped or not; a file of labels beside it is found by its usual name.
     - A Parquet file with a column ``image`` or ``img`` of {bytes, path}, and perhaps ``label``.
     - A NumPy file with a uint8 array (n, C, H, W) called ``X``, and perhaps ``y``; or ImageNet32's ``data``
@@ -393,16 +393,30 @@ def _decode(
                     raise InputError(
                         f"{place}: has pixels of type {image.mode!r}, expected 8 bits a channel; convert it."
                     )
-                grey = image.mode in _GREY
+                grey, orientation = image.mode in _GREY, _orientation(image)
+                shown = image.size[::-1] if orientation >= 5 else image.size
                 if i == 0:
-                    first = (place, image.size, grey)
-                    height, width = (size, size) if size else (image.height, image.width)
+                    first = (place, shown, grey)
+                    width, height = (size, size) if size else shown
                     X = room_for(path, (count, 1 if grey else 3, height, width))
-                _require_alike(first, (place, first[1] if size else image.size, grey))
-                pixels = image.convert("L" if grey else "RGB")
+                _require_alike(first, (place, first[1] if size else shown, grey))
+                upright = ImageOps.exif_transpose(image) if orientation > 1 else image
+                pixels = upright.convert("L" if grey else "RGB")
                 X[i] = _planes(pixels.resize((size, size), RESAMPLING) if size else pixels)
                 jpeg |= image.format == "JPEG"
     return X, jpeg
+
+
+def _orientation(image: Image.Image) -> int:
+    """How EXIF says that the pixels lie, 1 (as they are shown) to 8, known before they are decoded."""
+    if image.format == "TIFF":  # which Pillow turns by itself
+        return 1
+    try:
+        # Not by the method of a PNG file, which decodes it.
+        found = Image.Image.getexif(image).get(ExifTags.Base.Orientation, 1)
+    except Exception:  # as of other decoders; the pixels may be sound
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 def _planes(image: Image.Image) -> np.ndarray:
