@@ -52,7 +52,16 @@ def test_the_most_frequent_values_have_indicators_and_the_others_none():
 
 @pytest.mark.parametrize(
     "values",
-    [["2024-01-31", "?"], ["31.1.2024"], ["1/31/24"], ["2024-01-31T10:00:00"], [datetime.date(2024, 1, 31)]],
+    [
+        ["2024-01-31", "?"],
+        ["31.1.2024"],
+        ["1/31/24"],
+        ["2024-01-31T10:00:00"],
+        ["Jan 31, 2024"],
+        ["31 January 2024"],
+        ["31-JAN-2024", "soon", "1-feb-2024"],
+        [datetime.date(2024, 1, 31)],
+    ],
 )
 def test_dates_are_refused_with_advice(values):
     example = "2024-01-31" if not isinstance(values[0], str) else values[0]
@@ -62,6 +71,13 @@ def test_dates_are_refused_with_advice(values):
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         kind(values)
+
+
+def test_a_column_of_dates_is_told_by_most_of_its_values():
+    with pytest.raises(InputError, match=r"^t\.csv, column 'b': holds dates such as 2020-01-05, which have"):
+        kind(["unknown"] + ["2020-01-05"] * 59)
+    half = ["2020-01-05", "unknown", "Mayor 5 2020"]
+    assert kind(half) == Column("b", "category", tuple(sorted(half)))
 
 
 def test_a_column_that_is_dropped_may_hold_anything_and_be_absent_later(tmp_path):

@@ -18,7 +18,14 @@ MISSING = ("nan", "-nan", "na", "n/a", "null", "none", "?", "")
 """Text that stands for a value that is not known, in any case."""
 _BOOLEANS = ({"false", "true"}, {"no", "yes"}, {"f", "t"}, {"n", "y"})
 """Pairs of words; of a letter alone, such as the F of a sex, nobody knows which pair it is of."""
-_DATE = r"^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2}))([T ].*)?$"
+_MONTH = (
+    r"(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|"
+    r"nov(ember)?|dec(ember)?)"
+)
+_DATE = (
+    r"(?i)^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})|"
+    rf"{_MONTH} \d{{1,2}},? \d{{4}}|\d{{1,2}}[ -]{_MONTH}[ -]\d{{4}})([T ].*)?$"
+)
 _ID_NAME = re.compile(r"(^|[_\W])(id|uuid|guid)$|[a-z]I[Dd]$", re.IGNORECASE)
 
 Refuse = Callable[[int, str, object, float], NoReturn]
@@ -89,8 +96,8 @@ class Columns:
     def infer(cls, frame: pl.DataFrame, place: object, *, drop: Sequence[str] = ()) -> Self:
         """Find out what the columns hold.
 
-        Text is a number, a boolean or a date if all that is known of it is, and a number also if most is:
-        the rest is then a mistake, which :meth:`encode` names. Other text is a category.
+        Text is a boolean if all that is known of it is, and a number or a date if most is: among numbers the
+        rest is then a mistake, which :meth:`encode` names. Other text is a category.
 
         Parameters
         ----------
@@ -264,8 +271,9 @@ def _inferred(series: pl.Series, place: object) -> Column:
         return Column(name, "empty")
     if known.cast(pl.Float64, strict=False).is_not_null().mean() > 0.5:  # type: ignore[operator]
         return Column(name, "number")
-    if known.str.contains(_DATE).all():
-        _refuse_dates(known, place)
+    dates = known.filter(known.str.contains(_DATE))
+    if len(dates) > len(known) / 2:
+        _refuse_dates(dates, place)
     counts = known.value_counts().sort(["count", name], descending=[True, False])
     values = counts[name].to_list()
     words = {value.lower() for value in values}
