@@ -1248,6 +1248,14 @@ def test_a_mixed_table_that_does_not_fit_gets_one_line():
         InputError, match=r"^X: cannot be read as a table \(.*\); make each column of one type\.$"
     ):
         fitted(frame.assign(odd=[1, "a"] * 30))
+    with pytest.raises(
+        InputError, match=r"^X: cannot be read as a table \(Unsupported .*\); make each column of one type\.$"
+    ):
+        fitted(frame.assign(wide=np.zeros(60, np.longdouble)))
+    message = "Complex data not supported: X has it in column 'z'; give its real and imaginary parts."
+    for table in (frame.assign(z=1j), pd.DataFrame({"age": frame["age"], "z": 1j})):
+        with pytest.raises(InputError, match=f"^{message}$"):
+            fitted(table)
     detector = fitted(frame)
     with pytest.raises(InputError, match=r"^X has no column 'ward', which InvGAN was fitted on; add it\.$"):
         detector.score_samples(frame.drop(columns="ward"))
@@ -1257,6 +1265,14 @@ def test_a_mixed_table_that_does_not_fit_gets_one_line():
         detector.score_samples(frame.assign(odd=1))
     with pytest.raises(InputError, match=r"^X has 'old' in row 2, column 'age': expected a finite number\.$"):
         detector.score_samples(frame.astype({"age": object}).assign(age=["1", "2", "old"] + ["4"] * 57))
+
+
+@pytest.mark.parametrize("column", ["age", "ward"])
+def test_a_single_column_of_pandas_is_refused(column):
+    message = "Expected a 2-dimensional container but got a pandas Series instead; give a table, such as "
+    for method in (InvGAN().fit, fitted(people()).score_samples):
+        with pytest.raises(InputError, match=rf"^{message}X\.to_frame\(\)\.$"):
+            method(people()[column])
 
 
 # Rows with gaps beside rows without

@@ -341,7 +341,7 @@ def mixed_frame(X: object) -> pl.DataFrame | None:
     Raises
     ------
     InputError
-        A column of a pandas table holds values of several types.
+        A column of a pandas table holds values of several types, or complex numbers; or X is such a column.
 
     Examples
     --------
@@ -355,11 +355,21 @@ def mixed_frame(X: object) -> pl.DataFrame | None:
         return None if numbers else _plain_text(X)
     if type(X).__module__.partition(".")[0] != "pandas" or not hasattr(X, "dtypes"):
         return None
+    if getattr(X, "ndim", 2) == 1:
+        raise InputError(
+            "Expected a 2-dimensional container but got a pandas Series instead; give a table, such as "
+            "X.to_frame()."
+        )
     if all(getattr(dtype, "kind", "O") in "biuf" for dtype in X.dtypes):
         return None
+    for name, dtype in X.dtypes.items():
+        if getattr(dtype, "kind", "O") == "c":
+            raise InputError(
+                f"Complex data not supported: X has it in column {name!r}; give its real and imaginary parts."
+            )
     try:
         return _plain_text(pl.DataFrame(pl.from_pandas(X)))
-    except (ArithmeticError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
+    except (ArithmeticError, NotImplementedError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
         reason = str(error).splitlines()[0].rstrip(".")
         raise InputError(f"X: cannot be read as a table ({reason}); make each column of one type.") from error
 
