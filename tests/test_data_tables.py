@@ -252,6 +252,18 @@ def test_parquet_with_a_name_twice(tmp_path: Path) -> None:
     twice = pa.table([pa.array([1, 2]), pa.array([3, 4])], names=["a", "a"])
     pyarrow.parquet.write_table(twice, tmp_path / "t.parquet")
     assert refusal(tmp_path / "t.parquet") == "t.parquet: columns 1 and 2 are both named 'a'; rename one."
+    pl.DataFrame({"a": [1, 2], " a": [3, 4]}).write_parquet(tmp_path / "t.parquet")
+    assert refusal(tmp_path / "t.parquet") == "t.parquet: columns 1 and 2 are both named 'a'; rename one."
+
+
+def test_blanks_around_a_name_are_none_of_it_in_any_type_of_file(tmp_path: Path) -> None:
+    frame = pl.DataFrame({" a": [1, 2], "b ": [3, 4], " odd ": [0, 1]})
+    frame.write_parquet(tmp_path / "t.parquet")
+    frame.write_csv(tmp_path / "t.csv")
+    for name in ("t.parquet", "t.csv"):
+        table = read_table(tmp_path / name, label="odd", columns=Columns.of_numbers(["a", "b"]))
+        assert (table.X.tolist(), table.y.tolist()) == ([[1, 3], [2, 4]], [0, 1])
+        assert read_labels(tmp_path / name, "odd").tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

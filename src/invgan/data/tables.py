@@ -575,10 +575,16 @@ def _end_of_records(text: bytes) -> int:
 
 
 def _open_parquet(path: Path, label: str | None) -> _Source:
-    """Name the columns of a Parquet file, which must have names of their own."""
-    names = parquet_schema(path).names
+    """Name the columns of a Parquet file, which must have names of their own, without blanks around them."""
+    names = [name.strip() for name in parquet_schema(path).names]
     _check_names(path, names)
-    return _Source(path, names, parquet_size(path), partial(parquet_blocks, path))
+
+    def frames(n_rows: int) -> Iterator[pl.DataFrame]:
+        for frame in parquet_blocks(path, n_rows):
+            frame.columns = names
+            yield frame
+
+    return _Source(path, names, parquet_size(path), frames)
 
 
 def _open_numpy(path: Path, label: str | None) -> _Source:
