@@ -1048,9 +1048,17 @@ def test_usage_mistakes(here, refused):
     assert refused("benchmark", "sped") == (
         "Invalid value: 'sped' is none of speed, adbench, streams; try 'invgan benchmark --help'."
     )
-    assert refused("fit", "../data.csv", "--out", "m", "--label", "odd", "--learning-rate", "0") == (
-        "The 'learning_rate' parameter of InvGAN must be None or a float in the range (0.0, inf). "
-        "Got 0.0 instead."
+    for rate in ("0", "inf", "nan"):
+        assert refused("fit", "no.csv", "--out", "m", "--learning-rate", rate) == (
+            f"Invalid value: --learning-rate must be above 0 and finite, not {rate}; try 'invgan fit --help'."
+        )
+    for rate in ("-0.1", "0.5", "nan"):
+        assert refused("fit", "no.csv", "--out", "m", "--contamination", rate) == (
+            "Invalid value: --contamination must be at least 0 and below 0.5, "
+            f"not {rate}; try 'invgan fit --help'."
+        )
+    assert refused("fit", "no.csv", "--out", "m", "--seed", "4294967296").startswith(
+        "Invalid value for '--seed': "
     )
 
 

@@ -123,7 +123,9 @@ RateOption = Annotated[
         help="Share of normal rows that may be flagged; by default the model's, 0.05.",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(min=0, metavar="N", help="The same seed gives the same result.")]
+SeedOption = Annotated[
+    int, typer.Option(min=0, max=2**32 - 1, metavar="N", help="The same seed gives the same result.")
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -335,7 +337,7 @@ def fit(
     contamination: Annotated[
         float,
         typer.Option(
-            metavar="RATE", help="Share of the rows presumed anomalous, to be found and left out; 0 to 0.5."
+            metavar="RATE", help="Share of the rows presumed anomalous, to be found and left out; below 0.5."
         ),
     ] = 0.0,
     device: Annotated[Device, typer.Option(help="Where to train; auto takes a GPU if there is one.")] = (
@@ -352,6 +354,10 @@ def fit(
     Training is saved to MODEL.checkpoint at intervals and on Ctrl-C: after an interruption, run the same
     command again and it continues from there.
     """
+    if learning_rate is not None and not 0 < learning_rate < float("inf"):
+        raise typer.BadParameter(f"--learning-rate must be above 0 and finite, not {learning_rate:g}.")
+    if not 0 <= contamination < 0.5:
+        raise typer.BadParameter(f"--contamination must be at least 0 and below 0.5, not {contamination:g}.")
     _require_writable(out.parent, out)
     named = out.resolve() if out.name in ("", "..") else out  # what lies beside "." has another parent
     _require_writable(named.parent, out)
