@@ -897,18 +897,12 @@ def test_paths_that_cannot_be_written_are_found_before_the_work(here, refused, m
         "s.xlsx: unknown file type '.xlsx'; scores go to a .csv or .parquet file."
     )
     assert refused(*score, "t.csv") == "t.csv: is the data itself; choose another --out."
-    assert refused(*report, "t.csv") == "t.csv: is the data itself; choose another --out."
-    assert refused(*report, "folder") == "folder: is a folder; give --out the name of a file."
-    assert refused(*report, "../model/manifest.json") == (
-        "../model/manifest.json: is in the folder of the model; choose another --out."
-    )
-    assert refused(*score, "../model/s.csv") == (
-        "../model/s.csv: is in the folder of the model; choose another --out."
-    )
-    Path("other.csv").write_text("mine")
-    assert refused(*report, "other.csv") == (
-        "other.csv: unknown file type '.csv'; a report goes to a .html file."
-    )
+    Path("folder.html").mkdir()
+    assert refused(*report, "folder.html") == "folder.html: is a folder; give --out the name of a file."
+    for other in ("t.csv", "../model/manifest.json"):
+        assert refused(*report, other) == (
+            f"{other}: unknown file type '{Path(other).suffix}'; a report goes to a .html file."
+        )
     Path("demo").mkdir()
     Path("demo/model").write_text("mine")
     assert refused("demo") == f"demo/model: {left}"
@@ -926,7 +920,6 @@ def test_what_is_no_regular_file_is_not_replaced(here, refused):
     data = ("../model", "../data.csv", "--label", "odd", "--out")
     assert refused("score", *data, "s.csv") == f"s.csv: {why}"
     assert refused("report", *data, "r.html") == f"r.html: {why}"
-    assert refused("report", *data, "queue") == f"queue: {why}"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="/proc is Linux's")

@@ -473,7 +473,7 @@ def score(
     from invgan.data.scores import require_scores_type, write_scores
 
     require_scores_type(out)
-    _require_file_target(out, data, model)
+    _require_file_target(out, data)
     if fdr is not None and false_positive_rate is not None:
         raise typer.BadParameter("--fdr and --false-positive-rate are two ways to decide; give one.")
     if fdr is not None and not 0 < fdr < 1:
@@ -570,9 +570,9 @@ def report(
     It shows the scores, the most anomalous rows and why they are, the latent space, the training and, with
     --label, how well it finds anomalies. A table is read and scored block by block.
     """
-    _require_file_target(out, data, model)
     if out.suffix.lower() not in (".html", ".htm"):
         raise InputError(f"{out}: unknown file type {out.suffix!r}; a report goes to a .html file.")
+    _require_file_target(out, data)
     from invgan.data import read_blocks
     from invgan.data.images import Images, holds_images
     from invgan.report import write_report
@@ -874,15 +874,13 @@ def _require_replaceable(out: Path) -> None:
         ) from error
 
 
-def _require_file_target(out: Path, data: Path, model: Path) -> None:
-    """Check a file to be written, which must be neither the data nor in the model."""
+def _require_file_target(out: Path, data: Path) -> None:
+    """Check a file to be written, which must not be the data."""
     _require_writable(out.parent, out)
     if out.is_dir():
         raise InputError(f"{out}: is a folder; give --out the name of a file.")
     if out.exists() and not out.is_file():
         raise InputError(f"{out}: is no regular file, which it would be replaced by; choose another --out.")
-    if out.resolve().is_relative_to(model.resolve()):
-        raise InputError(f"{out}: is in the folder of the model; choose another --out.")
     if out.exists() and data.exists() and out.samefile(data):
         raise InputError(f"{out}: is the data itself; choose another --out.")
 
