@@ -474,6 +474,32 @@ def test_a_flaw_has_its_line_wherever_the_file_is_cut(
         assert csv_refusal(tmp_path, text) == message
 
 
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ('note,price,size\n"a, b",4,5" x\n"two\nlines",3,5"\n"two\nlines",2,6"\n"two\nlines",3,6"\n', 2),
+        ("what,size,n\n" + 'pipe,4" dia,3\n' * 60, 2),
+        ('a,b\n1,2\n"two\nlines",3\nx"y,4\n"5,\n6",7\n', 5),
+    ],
+)
+def test_a_quotation_mark_that_would_hide_commas_or_lines_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, line: int
+) -> None:
+    for size in (2**22, 40):
+        monkeypatch.setattr(tables, "CSV_PIECE", size)
+        assert csv_refusal(tmp_path, text) == (
+            f"t.csv, line {line}: has a quotation mark in the middle of a field; put the whole field in "
+            "quotation marks, and write that mark twice."
+        )
+
+
+def test_quotation_marks_in_the_middle_of_a_field_are_read_where_they_hide_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    path.write_text('size,n\n4" x 5" board,1\n2" x 4" board,2\n', encoding="utf-8")
+    table = read_table(path, label="size")
+    assert table.y.tolist() == ['4" x 5" board', '2" x 4" board']
+
+
 def test_a_quotation_mark_that_nothing_closes_does_not_take_all_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -526,17 +526,49 @@ def _csv_frames(path: Path, names: list[str], header: bool) -> Iterator[pl.DataF
     # Polars counts the fields of the first line that it is given: a header of ours has them all.
     schema = {str(i): pl.String for i in range(len(names))}
     first = ",".join(schema).encode() + b"\n"
-    n_skipped = int(header)
+    n_skipped, line = int(header), 1
     with readable(path, "UTF-8 CSV"):
         for piece in _csv_pieces(path):
+            misplaced = _misplaced_mark(piece)
             try:
                 frame = pl.read_csv(first + piece, schema=schema, skip_rows_after_header=n_skipped)
             except pl.exceptions.PolarsError:
                 _refuse_ragged(path)
+                if misplaced is not None:
+                    _refuse_mark(path, line + piece.count(b"\n", 0, misplaced))
                 raise
             frame.columns = names
-            yield frame if len(names) == 1 else _without_blank_lines(path, frame, piece, n_skipped)
-            n_skipped = 0
+            if len(names) > 1:
+                frame = _without_blank_lines(path, frame, piece, n_skipped)
+            if misplaced is not None and not _is_as_written(path, frame, piece, n_skipped):
+                _refuse_mark(path, line + piece.count(b"\n", 0, misplaced))
+            yield frame
+            n_skipped, line = 0, line + piece.count(b"\n")
+
+
+def _misplaced_mark(text: bytes) -> int | None:
+    """Where a quotation mark first stands neither at the edge of a field nor beside another one."""
+    if b'"' not in text:
+        return None
+    marks = np.flatnonzero(np.frombuffer(text, np.uint8) == ord('"'))
+    is_edge = np.isin(np.frombuffer(b"\n" + text + b"\n", np.uint8), list(b',\r\n"'))
+    opening, closing = marks[::2], marks[1::2]
+    misplaced = np.concatenate([opening[~is_edge[opening]], closing[~is_edge[closing + 2]]])
+    return int(misplaced.min()) if len(misplaced) else None
+
+
+def _is_as_written(path: Path, frame: pl.DataFrame, piece: bytes, n_skipped: int) -> bool:
+    """Whether Polars, for which a misplaced mark may hide commas and lines, found what csv finds."""
+    records = [fields for _, fields in _records(path, io.StringIO(piece.decode(), newline=""))]
+    written = [fields for fields in records[n_skipped:] if fields or frame.width == 1]
+    return [[cell or "" for cell in row] for row in frame.iter_rows()] == [f or [""] for f in written]
+
+
+def _refuse_mark(path: Path, line: int) -> NoReturn:
+    raise InputError(
+        f"{path}, line {line}: has a quotation mark in the middle of a field; put the whole field in "
+        "quotation marks, and write that mark twice."
+    )
 
 
 def _without_blank_lines(path: Path, frame: pl.DataFrame, piece: bytes, n_skipped: int) -> pl.DataFrame:
