@@ -10,6 +10,7 @@ from torch import nn
 
 from invgan import ImplicitLikelihood, InputError
 from invgan.data import load
+from invgan.geometry import tangents
 from invgan.metrics import detection_metrics
 
 
@@ -193,6 +194,22 @@ def test_generators_without_a_likelihood_get_one_line(generator, message):
         ImplicitLikelihood(generator, 2, max_steps=5).fit(X)
     assert str(error.value).startswith(message)
     assert "\n" not in str(error.value)
+
+
+def test_a_generator_of_single_values_has_a_column_of_them():
+    X = np.random.default_rng(0).normal(size=(40, 1))
+    with pytest.raises(InputError, match=r"one output of 1 values per latent, .* Got \(5,\) for 5 latents"):
+        ImplicitLikelihood(nn.Sequential(nn.Linear(2, 1), nn.Flatten(0)), 2, max_steps=2).fit(X)
+
+
+@pytest.mark.parametrize("method", ["riemannian", "aggregate"])
+def test_tangents_are_pushed_through_the_generators_own_layers(method, monkeypatch):
+    left_to_autograd = []
+    monkeypatch.setattr(tangents, "_by_autograd", lambda f, *_: left_to_autograd.append(f))
+    X = np.random.default_rng(0).normal(size=(40, 4))
+    density = ImplicitLikelihood(nn.Linear(2, 4), 2, method=method, max_steps=2, random_state=0).fit(X)
+    assert np.isfinite(density.score_samples(X)).all()
+    assert left_to_autograd == []
 
 
 def test_a_likelihood_of_ones_own_generator_is_not_saved(tmp_path):

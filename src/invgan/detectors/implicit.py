@@ -16,7 +16,6 @@ from invgan.errors import InputError
 from invgan.estimators import Split
 from invgan.gan import Inverse
 from invgan.networks import RBFVariance
-from invgan.preprocess import AffineScaling
 
 
 @dataclass(eq=False, repr=False, kw_only=True)
@@ -92,7 +91,10 @@ class ImplicitLikelihood(LatentDetector):
         draws = torch.Generator().manual_seed(seed)
         n_features, n_centers = math.prod(self.data_shape_), self._choose_n_centers(len(training))
         self.model_ = Inverse(
-            _Scaled(generator, copy.deepcopy(self.scaling_), self.data_shape_),
+            # In the units and the shape that h and σ work in; tangents are pushed through layer by layer.
+            nn.Sequential(
+                generator, nn.Flatten(1), nn.Unflatten(1, self.data_shape_), copy.deepcopy(self.scaling_)
+            ),
             self._build_inference(draws),
             RBFVariance(self.latent_dim_, n_features, n_centers, max_std=MAX_STD),
             latent_dim=self.latent_dim_,
@@ -120,17 +122,6 @@ class ImplicitLikelihood(LatentDetector):
         raise InputError("a model file holds no generator of your own.")
 
 
-class _Scaled(nn.Module):
-    """The generator in the units and the shape that h and σ work in."""
-
-    def __init__(self, generator: nn.Module, scaling: AffineScaling, data_shape: tuple[int, ...]) -> None:
-        super().__init__()
-        self.generator, self.scaling, self.data_shape = generator, scaling, data_shape
-
-    def forward(self, z: Tensor) -> Tensor:
-        return self.scaling(self.generator(z).reshape(len(z), *self.data_shape))
-
-
 def _check_generator(generator: nn.Module, latent_dim: int, data_shape: tuple[int, ...]) -> None:
     """Refuse, in one line each, what has no likelihood of this kind."""
     z = torch.randn(5, latent_dim, generator=torch.Generator().manual_seed(0))
@@ -141,7 +132,8 @@ def _check_generator(generator: nn.Module, latent_dim: int, data_shape: tuple[in
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"The generator fails on latents of shape (5, {latent_dim}): {reason}") from error
     size = math.prod(data_shape)
-    if not isinstance(together, Tensor) or together.shape[:1] != (5,) or together[0].numel() != size:
+    fits = isinstance(together, Tensor) and together.shape[:1] == (5,) and together[0].numel() == size
+    if not fits or together.ndim == 1:
         found = tuple(together.shape) if isinstance(together, Tensor) else type(together).__name__
         raise InputError(
             f"The generator must return one output of {size} values per latent, as a row of X has. "
