@@ -429,6 +429,9 @@ def test_a_time_budget_is_kept_by_measuring_a_step(monkeypatch):
         clock.now += 5 + 0.5 * steps
 
     assert table1.affordable_steps(fit, seconds=1005) == 2000
+    clock.now = 0.0
+    assert table1.affordable_steps(fit, seconds=110) == 200
+    assert clock.now == 55  # of one short fit
 
 
 # Table 4

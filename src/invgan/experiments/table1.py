@@ -39,6 +39,7 @@ from scipy.stats import spearmanr
 
 from invgan import data as named
 from invgan import density
+from invgan.density.base import LARGE_IMAGE
 from invgan.detectors import InvGAN
 from invgan.errors import InputError, UnreliableEstimateWarning
 from invgan.experiments.common import write_figure
@@ -94,6 +95,11 @@ SHARING = 4
 """Fits that share an accelerator."""
 PROBES = (100, 300)
 """Steps of two short fits that tell what a step costs, validations included."""
+MOST_TO_WARM_UP = 1 / 8
+"""Share of the time that a first fit of so few steps may take; else it tells by itself what a step costs."""
+CONVOLUTIONAL = ("RealNVP", "Glow", "FFJORD", "FlowGAN", "FlowVAE")
+SMALL_BATCH = 64
+"""Images in a minibatch of these without an accelerator, on which a step of 512 takes up to ten seconds."""
 
 
 class Task(NamedTuple):
@@ -152,7 +158,8 @@ def run(
         Of training for all fits together. Each gets as much time: what a step of it costs is measured in two
         short fits first, which come on top, and it trains for as many steps as there is time for. By default
         the digits are trained until they stop to improve, images for 4.5 hours, half an hour on a CPU. On an
-        accelerator four fits run at a time, and share it.
+        accelerator four fits run at a time, and share it; without one convolutional flows have minibatches of
+        64 images in place of 512.
     systems : sequence of str, optional
         Some of the systems; by default all. What an unfinished run has is kept: it is finished once it has
         all systems.
@@ -256,13 +263,15 @@ def affordable_steps(fit: Callable[[int], object], seconds: float) -> int:
     100
     """
     few, more = PROBES
-    fit(few)  # once for the device, whose first steps are slow
 
     def taken(steps: int) -> float:
         start = time.perf_counter()
         fit(steps)
         return time.perf_counter() - start
 
+    warming_up = taken(few)  # the device's first steps are slow
+    if warming_up > MOST_TO_WARM_UP * seconds:
+        return max(few, int(few * seconds / warming_up))
     first = taken(few)
     per_step = max((taken(more) - first) / (more - few), 1e-6)
     return max(few, int((seconds - first) / per_step) + few)
@@ -310,7 +319,15 @@ def _score_invgan(detector: InvGAN, task: Task, setting: Setting) -> Score:
 
 def _rival(name: str) -> System:
     def fit(task: Task, max_steps: int | None, seed: int) -> Any:
-        model = getattr(density, name)(max_steps=max_steps, patience=PATIENCE, random_state=seed)
+        is_slow = (
+            name in CONVOLUTIONAL and task.levels[0].size >= LARGE_IMAGE and not torch.cuda.is_available()
+        )
+        model = getattr(density, name)(
+            max_steps=max_steps,
+            batch_size=SMALL_BATCH if is_slow else None,
+            patience=PATIENCE,
+            random_state=seed,
+        )
         return model.fit(task.levels)
 
     def score(model: Any, task: Task, setting: Setting) -> Score:
