@@ -160,7 +160,9 @@ class _Conditionals:
         rest = self.rest
         # Anew, and not what it was less one conditional: of a value far off only rounding would be left.
         quadratic = torch.where(rest, self.steps * self.pull, 0).sum(1)
-        gaussians = -0.5 * (quadratic + self.log_det + rest.sum() * math.log(2 * math.pi))
+        # A count times a number would be in single precision.
+        n_rest = rest.sum(dtype=quadratic.dtype)
+        gaussians = -0.5 * (quadratic + self.log_det + n_rest * math.log(2 * math.pi))
         tails = torch.where(rest, self.in_tails, 0).sum(1)
         self.log_density = torch.stack([gaussians, tails]) + self.components.log_shares[:, None]  # 2×n
         if self.omitted >= 0:
