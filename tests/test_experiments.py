@@ -362,6 +362,7 @@ def test_table1_is_finished_once_it_has_all_systems(tmp_path, monkeypatch):
     some = table1.run(quick=True, out=tmp_path, systems=["two"])
     assert not some["complete"]
     assert [row[0] for row in some["table"]["rows"]] == ["two, uniform", "uniform over 17 levels"]
+    assert not (tmp_path / "table1-digits.png").exists()  # of no system there are both metrics
     every = table1.run(quick=True, out=tmp_path, systems=["one"])
     assert every["complete"]
     assert [row[0] for row in every["table"]["rows"]][:2] == ["one, uniform", "two, uniform"]

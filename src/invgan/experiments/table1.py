@@ -212,7 +212,9 @@ def run(
         reduced=reduced,
         complete=chosen == list(SYSTEMS),
     )
-    write_figure(record.path.with_suffix(".png"), _figure(points))
+    both = [point for point in points if point["seed"] == points[0]["seed"] and point["revised"] is not None]
+    if both:
+        write_figure(record.path.with_suffix(".png"), _figure(both))
     return results
 
 
@@ -398,10 +400,9 @@ def _uniform(data: str) -> list[str]:
 
 
 def _figure(points: Sequence[Point]) -> Figure:
-    """Set the two metrics against each other, image by image, for each system that has both."""
-    shown = [point for point in points if point["seed"] == points[0]["seed"] and point["revised"] is not None]
-    figure = Figure(figsize=(4.5 * max(len(shown), 1), 3.6), layout="constrained")
-    for axes, point in zip(np.atleast_1d(figure.subplots(1, max(len(shown), 1))), shown, strict=False):
+    """Set the two metrics against each other, image by image, for systems that have both."""
+    figure = Figure(figsize=(4.5 * len(points), 3.6), layout="constrained")
+    for axes, point in zip(np.atleast_1d(figure.subplots(1, len(points))), points, strict=True):
         density, bits = next(iter(point["bits_per_dimension"].items()))
         axes.plot(bits, point["revised"], ".", color="#0072b2", ms=3, alpha=0.6)
         rho = spearmanr(bits, point["revised"]).statistic
