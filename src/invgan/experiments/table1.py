@@ -142,7 +142,7 @@ def run(
     systems: Sequence[str] | None = None,
     seeds: tuple[int, ...] | None = None,
 ) -> dict[str, Any]:
-    """Fit every system and score the test images; write ``table1-<data>.json``, and ``.png`` of the rows.
+    """Fit every system and score the test images; write ``table1-<data>.json``, and ``.png`` of both metrics.
 
     A run that is cut off and started again goes on after the last fit that it wrote.
 
