@@ -375,7 +375,7 @@ def test_a_table_s_linear_map_stretches_within_bounds():
         parameter.data.fill_(1e6)
     x = torch.ones(1, 4, dtype=torch.float64)
     assert layer(x)[1].item() == pytest.approx(4 * math.log(2))
-    layer.log_diagonal.data.fill_(-1e6)
+    layer.log_stretch.data.fill_(-1e6)
     assert layer(x)[1].item() == pytest.approx(-4 * math.log(2))
 
 

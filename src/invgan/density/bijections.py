@@ -13,9 +13,9 @@ LOGIT_MARGINS = (0.05, 0.01, 1e-3, 1e-4, 1e-5)
 Dinh et al. (2017), the last nearly that of Papamakarios et al. (2017), of 1e-6."""
 LARGEST_LOG_SCALE = 3.0
 """Bound on what one convolutional coupling multiplies by, as a logarithm."""
-LARGEST_LOG_DIAGONAL = math.log(2)
-"""Bound on the logarithms of a linear map's diagonal: many maps in a row would take a row far outside, where
-nothing was learned, a thousand times further outside."""
+LARGEST_LOG_STRETCH = math.log(2)
+"""Bound on what a linear map of a table multiplies by, as a logarithm: one after the other they would take a
+row far outside, where nothing was learned, ever further."""
 
 
 class Bijection(nn.Module, ABC):
@@ -228,11 +228,11 @@ class InvertibleLinear(Bijection):
         self.register_buffer("sign", diagonal.sign().float())
         self.lower = nn.Parameter(lower.tril(-1).float())
         self.upper = nn.Parameter(upper.triu(1).float())
-        self.log_diagonal = nn.Parameter(diagonal.abs().log().float())
+        self.log_stretch = nn.Parameter(diagonal.abs().log().float())
 
     def weight(self) -> Tensor:
         """Return W, shape (C, C)."""
-        lower = self.lower.tril(-1) + torch.ones_like(self.log_diagonal).diag()
+        lower = self.lower.tril(-1) + torch.ones_like(self.log_stretch).diag()
         upper = self.upper.triu(1) + (self.sign * self._stretches().exp()).diag()
         columns = torch.arange(len(self.order), device=self.order.device)
         # A product, as the gradient of an index is added up entry by entry.
@@ -240,8 +240,8 @@ class InvertibleLinear(Bijection):
 
     def _stretches(self) -> Tensor:
         """Return s; a random rotation's may be any numbers."""
-        s = self.log_diagonal
-        return s if self.rotated else s / (1 + (s / LARGEST_LOG_DIAGONAL).abs())
+        s = self.log_stretch
+        return s if self.rotated else s / (1 + (s / LARGEST_LOG_STRETCH).abs())
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         n_pixels = math.prod(x.shape[2:])

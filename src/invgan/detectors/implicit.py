@@ -132,8 +132,8 @@ def _check_generator(generator: nn.Module, latent_dim: int, data_shape: tuple[in
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"The generator fails on latents of shape (5, {latent_dim}): {reason}") from error
     size = math.prod(data_shape)
-    fits = isinstance(together, Tensor) and together.shape[:1] == (5,) and together[0].numel() == size
-    if not fits or together.ndim == 1:
+    fits = isinstance(together, Tensor) and together.ndim > 1 and len(together) == 5
+    if not fits or together[0].numel() != size:
         found = tuple(together.shape) if isinstance(together, Tensor) else type(together).__name__
         raise InputError(
             f"The generator must return one output of {size} values per latent, as a row of X has. "

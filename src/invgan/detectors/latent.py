@@ -195,7 +195,7 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         if len(self.data_shape_) == 1 or self._device().type == "cpu":
             n_components = min(MAX_COMPONENTS, n_components)
         n_variance_rows = min(MAX_VARIANCE_ROWS, max(FEWEST, MAX_VARIANCE_VALUES // n_features))
-        # A component's code is among those of σ's rows, and so is a centre for each cluster of them.
+        # Components take their codes from σ's rows, and k-means needs one of these for each centre.
         n_variance_rows = max(n_variance_rows, n_components, n_centers)
         seen, chosen = (np.sort(shuffled[:most]) for most in (n_variance_rows, n_components))
         rows = rows[learned[seen]]
