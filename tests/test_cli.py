@@ -23,7 +23,7 @@ from invgan.data import Infer, read_images, read_table
 from invgan.data.scores import Scores, write_scores
 from invgan.density import MADE
 from invgan.detectors import IsolationForest
-from invgan.detectors.latent import CHEAP_METHODS
+from invgan.detectors.latent import IMAGE_METHODS
 from invgan.report.text import shown, with_spread
 
 QUICK = ("--max-steps", "20")
@@ -522,7 +522,7 @@ def test_every_experiment_listed_is_there(name):
 
 
 def test_the_likelihoods_offered_are_the_estimators():
-    assert {likelihood.value for likelihood in cli.Likelihood} == set(CHEAP_METHODS)
+    assert {likelihood.value for likelihood in cli.Likelihood} == set(IMAGE_METHODS)
 
 
 def test_version_and_help(capsys):

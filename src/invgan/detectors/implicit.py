@@ -34,7 +34,7 @@ class ImplicitLikelihood(LatentDetector):
         Dimension d of its latent space, whose prior is N(0, I).
     inference : nn.Module, optional
         h: (n, \*data_shape) → (n, d), on scaled data; by default sized from the data. It is copied.
-    method : {"riemannian", "joint", "aggregate", "laplace", "importance", "ais"}, optional
+    method : {"riemannian", "joint", "aggregate", "ratio", "laplace", "importance", "ais"}, optional
         What ``score_samples`` returns; by default "riemannian", the paper's Eq. 4.
     n_centers, max_steps, batch_size, learning_rate, patience, false_positive_rate, trim, random_state, \
     device, processes, precision, checkpoint, checkpoint_every, verbose
@@ -83,6 +83,7 @@ class ImplicitLikelihood(LatentDetector):
 
     def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:
         training = rows[split.training]
+        self._check_method(self._choice("method"))
         self._check_batch_size(len(training))
         self.latent_dim_ = int(self.latent_dim)
         generator = copy.deepcopy(self.generator).eval().requires_grad_(False).float().cpu()

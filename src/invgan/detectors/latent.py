@@ -33,14 +33,19 @@ from invgan.likelihood import (
     map_latent,
     map_latents,
     riemannian,
+    smooth_field,
 )
 from invgan.likelihood.aggregate import TAIL_SHARE
 from invgan.networks import RBFVariance
 
 METHODS = ("aggregate", "joint", "riemannian", "laplace", "importance", "ais")
 """All estimates of log p(x)."""
+RATIO = "ratio"
+"""Of images: how much likelier the aggregate density has them than a smooth random field."""
 CHEAP_METHODS = METHODS[:3]
 """Those that take no search for a mode: fast enough to score every row of a data set by."""
+IMAGE_METHODS = (*CHEAP_METHODS, RATIO)
+"""The cheap methods of images."""
 PRIOR_DRAWS = 10_000
 """Latents drawn from the prior for k-means (line 3 of Algorithm 1: "a fixed number")."""
 ROWS_PER_CENTER = 8
@@ -112,7 +117,7 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
 
     _parameter_constraints: ClassVar[dict[str, list[Any]]] = {
         **NeuralDetector._parameter_constraints,
-        "method": [None, StrOptions(set(METHODS))],
+        "method": [None, StrOptions({*METHODS, RATIO})],
         "n_centers": [None, Interval(Integral, 2, None, closed="left")],
     }
     _scoring_parameters: ClassVar[tuple[str, ...]] = (*NeuralDetector._scoring_parameters, "method")
@@ -258,9 +263,15 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
 
     def _typical_of_missing(self, rows: Tensor) -> np.ndarray:
         # Eq. 4's is a density on a surface of as many dimensions, whatever is missing.
-        if rows.dtype == torch.uint8 or not rows.isnan().any() or self._choice("method") == "riemannian":
+        method = self._choice("method")
+        if rows.dtype == torch.uint8 or not rows.isnan().any() or method == "riemannian":
             return np.zeros(len(rows))
-        return (rows.isnan().flatten(1).double() @ self.typical_.cpu()).numpy()
+        typical = self.typical_
+        if method == RATIO:
+            centers = self.mixture_.centers.view(-1, *self.data_shape_)
+            of_field = self._blocks(smooth_field, centers).mean() / len(typical)
+            typical = typical - self.scaling_.log_derivative(centers[:1]) - of_field
+        return (rows.isnan().flatten(1).double() @ typical.cpu()).numpy()
 
     def _judge_features(
         self, rows: Tensor, *, typical: Tensor | None = None, omitted: Tensor | None = None
@@ -323,9 +334,11 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         ----------
         X : as in fit
             NaN stands for a missing value, and is marginalised exactly: the result is log p of the others.
-        method : {"aggregate", "joint", "riemannian", "laplace", "importance", "ais"}, optional
+        method : {"aggregate", "joint", "riemannian", "laplace", "importance", "ais", "ratio"}, optional
             By default the one that ``score_samples`` uses. "laplace", "importance" and "ais" estimate the
             same integral :math:`\\log \\int p(x | z) p(z) dz`: see docs/likelihoods.md for which to believe.
+            "ratio", of images alone, is "aggregate" less the log-density of a smooth random field
+            (:func:`~invgan.likelihood.smooth_field`).
         refine : bool
             Evaluate "joint" and "riemannian" at the mode of p(z | x) next to h(x), rather than at h(x); rows
             with missing values, of which h knows nothing, always are.
@@ -340,8 +353,8 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         Returns
         -------
         LogLikelihood
-            ``values`` (n,) in nats, in the data's own units; ``standard_error`` (n,) for "importance" and
-            "ais", otherwise None; ``diagnostics``, a dictionary of arrays (n,):
+            ``values`` (n,) in nats, in the data's own units (a "ratio" has none); ``standard_error`` (n,)
+            for "importance" and "ais", otherwise None; ``diagnostics``, a dictionary of arrays (n,):
 
             - "riemannian": the ``condition_number`` of [J_g; J_σ], and whether it is ``rank_deficient``;
             - "laplace", "importance", "ais", and all that were refined: whether the search for a mode
@@ -358,8 +371,8 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         Raises
         ------
         ValueError
-            If a parameter is out of range, or for "riemannian" if a row has fewer features than the latent
-            space has dimensions.
+            If a parameter is out of range, for "ratio" if the rows are no images, or for "riemannian" if a
+            row has fewer features than the latent space has dimensions.
 
         Source
         ------
@@ -367,11 +380,12 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         """
         check_is_fitted(self)
         method = method or self._choice("method")
-        if method not in METHODS:
+        if method not in (*METHODS, RATIO):
             raise InputError(
                 f"The 'method' parameter of {type(self).__name__}.log_likelihood must be one of "
-                f"{', '.join(METHODS)}. Got {method!r} instead."
+                f"{', '.join((*METHODS, RATIO))}. Got {method!r} instead."
             )
+        self._check_method(method)
         for name, value, least in (
             ("n_starts", n_starts, 1),
             ("n_samples", 2 if n_samples is None else n_samples, 2),
@@ -421,10 +435,11 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         omitted = torch.full((len(rows),), -1) if omitted is None else omitted
         # Rows that took no search beside rows that did have none that could fail.
         found: defaultdict[str, np.ndarray] = defaultdict(lambda: np.ones(len(rows)))
-        with self._scoring(self.mixture_.tangents.basis.numel() if method == "aggregate" else None):
+        by_mixture = method in ("aggregate", RATIO)
+        with self._scoring(self.mixture_.tangents.basis.numel() if by_mixture else None):
             for which, masks in groups:
                 arguments = (rows[which], omitted[which], *masks)
-                if method in CHEAP_METHODS:
+                if method in IMAGE_METHODS:
                     part = self._blocks(columns, *arguments)
                 else:
                     part = in_blocks(columns, *arguments, size=SEARCH_BLOCK)
@@ -434,6 +449,13 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         flags = ("converged", "reliable", "rank_deficient")
         diagnostics = {name: a.astype(bool) if name in flags else a for name, a in found.items()}
         return LogLikelihood(values, error, diagnostics)
+
+    def _check_method(self, method: str) -> None:
+        if method == RATIO and len(self.data_shape_) == 1:
+            raise InputError(
+                f"The 'method' parameter of {type(self).__name__} is 'ratio', which compares neighbouring "
+                "pixels, and the rows are no images: use 'aggregate'."
+            )
 
     def _check_rank(self, n_observed: Tensor) -> None:
         few = (n_observed < min(self.latent_dim_, math.prod(self.data_shape_))).nonzero()
@@ -459,11 +481,14 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         else:
             log_abs_det = log_derivative.sum(-1)
         rows = scaled.flatten(1)
-        if method == "aggregate":
+        if method in ("aggregate", RATIO):
             values = self.mixture_.log_prob(
                 rows.to(self.mixture_.centers.dtype), observed=observed, omitted=omitted.to(rows.device)
-            )
-            return Estimate(values.double() + log_abs_det, None, {})
+            ).double()
+            if method == "aggregate":
+                return Estimate(values + log_abs_det, None, {})
+            known = None if observed is None else observed.view(scaled.shape)
+            return Estimate(values - smooth_field(scaled, observed=known), None, {})
         f, z = self.model_.stochastic_generator, self.model_.inference(scaled)
         # Fresh draws, the same for all blocks: a value may not depend on the rows that were scored before.
         draws = torch.Generator().manual_seed(0)

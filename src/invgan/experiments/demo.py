@@ -11,7 +11,7 @@ import numpy as np
 
 from invgan.data.scores import write_scores
 from invgan.detectors import InvGAN
-from invgan.detectors.latent import CHEAP_METHODS
+from invgan.detectors.latent import IMAGE_METHODS
 from invgan.errors import InputError
 from invgan.experiments.digits import digits_task
 from invgan.experiments.rivals import REFERENCES
@@ -57,7 +57,7 @@ def run(
     """
     task = digits_task(abnormal, seed=seed)
     detector = InvGAN(random_state=seed, max_steps=max_steps, verbose=verbose).fit(task.train)
-    log_likelihoods = {method: detector.log_likelihood(task.test, method).values for method in CHEAP_METHODS}
+    log_likelihoods = {method: detector.log_likelihood(task.test, method).values for method in IMAGE_METHODS}
     judged = judge(detector, log_likelihoods[likelihood_of(detector)])
 
     compared = {f"InvGAN {method}": values for method, values in log_likelihoods.items()}

@@ -10,7 +10,7 @@ import numpy as np
 
 from invgan import data
 from invgan.detectors import InvGAN
-from invgan.detectors.latent import CHEAP_METHODS
+from invgan.detectors.latent import IMAGE_METHODS
 from invgan.experiments.common import mean_and_std, provenance, write_results
 from invgan.experiments.rivals import REFERENCES
 from invgan.metrics import detection_metrics
@@ -65,7 +65,7 @@ def run(
             detector = InvGAN(random_state=seed, max_steps=100 if quick else None).fit(task.train)
             scores = {
                 f"InvGAN {method}": detector.log_likelihood(task.test, method).values
-                for method in CHEAP_METHODS
+                for method in IMAGE_METHODS
             }
             flat_train, flat_test = (
                 task.train.reshape(len(task.train), -1),

@@ -4,6 +4,7 @@ from invgan.likelihood.aggregate import Bandwidths, TangentMixture
 from invgan.likelihood.annealed import ais
 from invgan.likelihood.attribution import attribute
 from invgan.likelihood.bits import bits_per_dimension, dequantize, revised_bits_per_dimension
+from invgan.likelihood.field import smooth_field
 from invgan.likelihood.pointwise import (
     LogLikelihood,
     StochasticGenerator,
@@ -35,4 +36,5 @@ __all__ = [
     "map_latents",
     "revised_bits_per_dimension",
     "riemannian",
+    "smooth_field",
 ]
