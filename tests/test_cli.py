@@ -815,6 +815,14 @@ def test_images_of_any_size_are_resized_by_option_and_by_the_model_after_that(he
     assert refused("fit", "../data.csv", "--out", "m", "--resize", "6") == (
         "Invalid value: --resize is for images, and ../data.csv is a table; try 'invgan fit --help'."
     )
+    assert refused("fit", "../data.csv", "--out", "m", "--method", "ratio") == (
+        "Invalid value: --method ratio is for images, and ../data.csv is a table; try 'invgan fit --help'."
+    )
+    assert main(["fit", "pictures", "--out", "model7", "--resize", "6", "--method", "ratio", *QUICK]) == 0
+    assert main(["report", "model7", "pictures", "--out", "ratio.html"]) == 0
+    page = Path("ratio.html").read_text(encoding="utf-8")
+    assert "log p(x)/q(x) in nats" in page
+    assert "log p(x) in nats" not in page
 
 
 def test_labelled_images_are_kept_out_of_training(here, capsys):

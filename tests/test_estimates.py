@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 from invgan import ImplicitLikelihood, InputError, InvGAN
 from invgan.detectors import IsolationForest
-from invgan.detectors.latent import METHODS
+from invgan.detectors.latent import METHODS, RATIO
 from invgan.errors import UnreliableEstimateWarning
 from invgan.likelihood import log_prior, map_latent
 
@@ -162,7 +162,7 @@ def test_a_value_depends_on_its_row_alone(plane, method):
     assert (together.standard_error is None) == (method not in ("importance", "ais"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, RATIO])
 def test_images_take_every_method_and_missing_pixels(images, method):
     detector, X = images
     X = X[:34]

@@ -18,7 +18,7 @@ from scipy.stats import multivariate_normal, wasserstein_distance
 from torch import nn
 
 from invgan import InvGAN, data, detectors
-from invgan.detectors.latent import CHEAP_METHODS
+from invgan.detectors.latent import IMAGE_METHODS
 from invgan.errors import InputError
 from invgan.estimators import AnomalyDetector, Split
 from invgan.experiments import (
@@ -555,7 +555,7 @@ def table_3_points():
             ("OC-SVM", ["OC-SVM"]),
             *((other, [other]) for other in ("VAE", "AnoGAN", "EGBAD", "GANomaly")),
             *(
-                (ours, [f"{ours}, {method}" for method in CHEAP_METHODS])
+                (ours, [f"{ours}, {method}" for method in IMAGE_METHODS])
                 for ours in ("InvGAN", "InvGAN as in the paper")
             ),
         )
@@ -624,6 +624,20 @@ def test_an_interrupted_table_3_goes_on_class_by_class(tmp_path, monkeypatch):
     ]
     # Each class is one image many times, and the abnormal one has no neighbour at distance 0.
     assert [point["auroc"]["kNN"] for point in found["points"][1::2]] == [1, 1]
+
+
+def test_some_of_table_3s_systems_can_be_measured_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(table3, "SYSTEMS", {"OC-SVM": table3.SYSTEMS["OC-SVM"]})
+    monkeypatch.setattr(table3, "cores", lambda quick: 1)
+    monkeypatch.setattr(table3, "_padded", lambda name: ten_classes(True))
+    assert not table3.run(quick=True, out=tmp_path, systems=["kNN"])["complete"]
+    both = table3.run(quick=True, out=tmp_path, systems=["OC-SVM"])
+    assert both["complete"]
+    assert [row[0] for row in both["table"]["rows"]] == ["OC-SVM", "kNN"]
+    with pytest.raises(
+        InputError, match=r"^The 'systems' parameter of table3: 'VEA' is none of OC-SVM, kNN\.$"
+    ):
+        table3.run(quick=True, out=tmp_path, systems=["VEA"])
 
 
 def test_figure_4_draws_what_table_3_measured_and_else_measures(tmp_path, monkeypatch):

@@ -266,12 +266,17 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         method = self._choice("method")
         if rows.dtype == torch.uint8 or not rows.isnan().any() or method == "riemannian":
             return np.zeros(len(rows))
-        typical = self.typical_
-        if method == RATIO:
-            centers = self.mixture_.centers.view(-1, *self.data_shape_)
-            of_field = self._blocks(smooth_field, centers).mean() / len(typical)
-            typical = typical - self.scaling_.log_derivative(centers[:1]) - of_field
-        return (rows.isnan().flatten(1).double() @ typical.cpu()).numpy()
+        missing = rows.isnan().flatten(1).double()
+        if len(self.data_shape_) > 1 and method in ("aggregate", RATIO):
+            return missing.sum(1).numpy() * self._typical_of_pixels(method)
+        return (missing @ self.typical_.cpu()).numpy()
+
+    def _typical_of_pixels(self, method: str) -> float:
+        """Average a pixel's part in the scores of training images, each without its own component."""
+        which = torch.from_numpy(spread(np.arange(len(self.mixture_.centers)), MAX_TYPICAL))
+        scaled = self.mixture_.centers[which].view(-1, *self.data_shape_)
+        scores = self._log_likelihood(self.scaling_.inverse(scaled), method, Search(), omitted=which).values
+        return float(scores.mean()) / math.prod(self.data_shape_)
 
     def _judge_features(
         self, rows: Tensor, *, typical: Tensor | None = None, omitted: Tensor | None = None

@@ -89,14 +89,15 @@ def _figure(
     """
     figure = Figure(figsize=(max(8, 2 + 0.9 * len(classes)), 3.6), layout="constrained")
     axes = figure.subplots()
-    width = 0.8 / len(COLOURS)
-    for place, (name, colour) in enumerate(COLOURS.items()):
-        offsets = np.arange(len(classes)) + (place - (len(COLOURS) - 1) / 2) * width
+    drawn = [name for name in COLOURS if name in by_class]  # measured before there was a ratio, it has none
+    width = 0.8 / len(drawn)
+    for place, name in enumerate(drawn):
+        offsets = np.arange(len(classes)) + (place - (len(drawn) - 1) / 2) * width
         spread = [
             np.std([run["auroc"][name] for run in points if name in run["auroc"] and run["label"] == label])
             for label in by_class[name]
         ]
-        axes.bar(offsets, list(by_class[name].values()), width, yerr=spread, color=colour, label=name)
+        axes.bar(offsets, list(by_class[name].values()), width, yerr=spread, color=COLOURS[name], label=name)
     axes.axhline(0.5, color="#777777", ls=":", lw=1)
     axes.set_xticks(np.arange(len(classes)), classes, rotation=0 if data == "mnist" else 30)
     axes.set(ylim=(0, 1), ylabel="AUROC", xlabel="abnormal class")

@@ -67,13 +67,15 @@ class ReportContent:
     title : str
         The heading of the page.
     scores : numpy.ndarray of float, shape (n,)
-        log p(x) in nats, higher = more normal; may be infinite, not NaN.
+        In nats, higher = more normal; may be infinite, not NaN.
     calibration_scores : numpy.ndarray of float, shape (m,)
         Scores of held-out normal rows.
     false_positive_rate : float in [0, 1)
         Share of normal rows that may be flagged, to begin with.
     facts : sequence of (str, value)
         Named facts for the summary, in order.
+    score_name : str
+        What the scores are; by default log p(x).
     labels : numpy.ndarray of int, shape (n,), optional
         The truth where it is known: 1 = anomaly, 0 = normal.
     row_names : sequence of str, length n, optional
@@ -113,6 +115,7 @@ class ReportContent:
     calibration_scores: np.ndarray
     false_positive_rate: float
     facts: Sequence[tuple[str, Any]] = ()
+    score_name: str = "log p(x)"
     labels: np.ndarray | None = None
     row_names: Sequence[str] | None = None
     reasons: Sequence[Sequence[Reason]] = ()

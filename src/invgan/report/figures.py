@@ -56,7 +56,11 @@ _STYLE = {
 
 
 def histogram_figure(
-    scores: ArrayLike, *, threshold: float = -np.inf, labels: ArrayLike | None = None
+    scores: ArrayLike,
+    *,
+    threshold: float = -np.inf,
+    labels: ArrayLike | None = None,
+    name: str = "log p(x)",
 ) -> Figure:
     """The distribution of scores, with the threshold and, where labels are known, one outline per class.
 
@@ -66,11 +70,13 @@ def histogram_figure(
     Parameters
     ----------
     scores : array-like of shape (n,)
-        log p(x) in nats; may be infinite.
+        In nats; may be infinite.
     threshold : float
         Drawn as a line where finite.
     labels : array-like of shape (n,), optional
         1 = anomaly, 0 = normal.
+    name : str
+        What the scores are.
 
     Returns
     -------
@@ -95,11 +101,11 @@ def histogram_figure(
             axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
         else:
             known = np.asarray(labels)
-            for label, name in ((0, "normal"), (1, "anomaly")):
+            for label, kind in ((0, "normal"), (1, "anomaly")):
                 count = np.count_nonzero(known == label)
                 if count:
                     share = np.histogram(clipped[known == label], edges)[0] / count
-                    _outline(axes, share, edges, name, f"{name}, {counted(count, 'row')}")
+                    _outline(axes, share, edges, kind, f"{kind}, {counted(count, 'row')}")
             axes.set_ylabel("share of the class")
             axes.yaxis.set_major_locator(MaxNLocator(5))
             axes.yaxis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.3g}%"))
@@ -120,7 +126,7 @@ def histogram_figure(
             )
             if count
         ]
-        axes.set_xlabel("; ".join(["log p(x) in nats", *beyond]))
+        axes.set_xlabel("; ".join([f"{name} in nats", *beyond]))
     return figure
 
 

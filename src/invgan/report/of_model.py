@@ -15,6 +15,7 @@ from invgan.calibration import conformal_p_values
 from invgan.data import Columns
 from invgan.data.scores import Scores
 from invgan.detectors import AnomalyDetector, InvGAN
+from invgan.detectors.latent import RATIO
 from invgan.report.content import LatentMap, Pictures, ReportContent
 from invgan.report.reasons import Reason, reasons
 
@@ -211,6 +212,7 @@ def report_content(
             ("log-likelihood", f"InvGAN {likelihood_of(detector)}"),
             ("calibration rows", len(detector.calibration_scores_)),
         ],
+        score_name="log p(x)/q(x)" if likelihood_of(detector) == RATIO else "log p(x)",
         labels=labels,
         row_names=row_names,
         latent_map=_latent_map(detector, lowest, sample),

@@ -75,9 +75,11 @@ def decision(content: ReportContent) -> View:
 
 def distribution(content: ReportContent) -> View:
     """The histogram of the scores."""
-    figure = histogram_figure(content.scores, threshold=content.threshold, labels=content.labels)
+    figure = histogram_figure(
+        content.scores, threshold=content.threshold, labels=content.labels, name=content.score_name
+    )
     description = (
-        f"Histogram of log p(x) for {counted(len(content.scores), 'row')}: the lowest is "
+        f"Histogram of {content.score_name} for {counted(len(content.scores), 'row')}: the lowest is "
         f"{nats(content.scores.min())}, the median {nats(np.median(content.scores))}, the highest "
         f"{nats(content.scores.max())} nats."
     )
@@ -106,6 +108,7 @@ def ranking(content: ReportContent) -> View:
     ]
     view: View = {
         "heading": "Most anomalous rows",
+        "score_name": content.score_name,
         "ranked": items,
         "listed": shown(len(content.order)),
         "explained": shown(n_explained) if n_explained < len(content.scores) else None,
