@@ -20,6 +20,12 @@ def kind(values):
     [
         (["1", "?", "2.5e3", "na"], Column("b", "number")),
         (["1", "2", "red", "N/A"], Column("b", "number")),  # a mistake, which encoding names
+        (["24,977", "950", "n/a", "-1,234,567.5"], Column("b", "written")),
+        (["12%", "7.5 %"], Column("b", "written")),
+        (["$58.45", "-£3", "€ 1,200", "9 €"], Column("b", "written")),
+        (["1", "2", "1,200"], Column("b", "written")),
+        (["1,2,3", "4,5,6"], Column("b", "category", ("1,2,3", "4,5,6"))),
+        (["12 kg", "7 kg"], Column("b", "category", ("12 kg", "7 kg"))),
         (["1", "red", "blue", ""], Column("b", "category", ("1", "blue", "red"))),
         (["True", "false", None], Column("b", "boolean")),
         (["YES", "?", "no"], Column("b", "boolean")),
@@ -78,6 +84,33 @@ def test_a_column_of_dates_is_told_by_most_of_its_values():
         kind(["unknown"] + ["2020-01-05"] * 59)
     half = ["2020-01-05", "unknown", "Mayor 5 2020"]
     assert kind(half) == Column("b", "category", tuple(sorted(half)))
+
+
+def test_written_numbers_are_the_numbers_that_they_stand_for():
+    frame = pl.DataFrame({"b": ["$1,234.50", "-£3", "9 €", "12.5 %", "?", "+7", "1e3", "-1,234,567"]})
+    columns = Columns.infer(frame, "t.csv")
+    expected = [1234.5, -3, 9, 12.5, np.nan, 7, 1000, -1234567]
+    np.testing.assert_array_equal(columns.encode(frame)[:, 0], expected)
+    again = Columns.from_json(columns.to_json())
+    assert again == columns
+    assert again.encode(pl.DataFrame({"b": [3.5]})).tolist() == [[3.5]]
+
+
+@pytest.mark.parametrize("cell", ["1,23", "12,34,567", "$", "%", "5 % 3", "$$3", "1,234,", "a1"])
+def test_a_mistake_among_written_numbers_is_named(cell):
+    columns = Columns.infer(pl.DataFrame({"b": ["1,234", "2,345", "3"]}), "t.csv")
+    message = f"row 2, column 'b': found {cell!r}, expected a finite number."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        columns.encode(pl.DataFrame({"b": ["1", cell]}))
+
+
+def test_numbers_with_a_decimal_comma_are_refused():
+    message = (
+        "t.csv, column 'b': holds numbers with a decimal comma such as 3,14; write them with a point, or "
+        "drop the column."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        kind(["3,14", "-12,5", "unknown"])
 
 
 def test_a_column_that_is_dropped_may_hold_anything_and_be_absent_later(tmp_path):

@@ -26,6 +26,10 @@ _DATE = (
     r"(?i)^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})|"
     rf"{_MONTH} \d{{1,2}},? \d{{4}}|\d{{1,2}}[ -]{_MONTH}[ -]\d{{4}})([T ].*)?$"
 )
+_CURRENCY = "[$€£¥]"
+_WRITTEN = rf"^[-+]?{_CURRENCY}?[-+]? ?(\d{{1,3}}(,\d{{3}})+|\d+)(\.\d*)? ?({_CURRENCY}|%)?$"
+"""A number as people write it: 24,977 or $58.45 or 82.6 %."""
+_DECIMAL_COMMA = r"^[-+]?\d+,\d+$"
 _ID_NAME = re.compile(r"(^|[_\W])(id|uuid|guid)$|[a-z]I[Dd]$", re.IGNORECASE)
 
 Refuse = Callable[[int, str, object, float], NoReturn]
@@ -39,8 +43,9 @@ class Column:
     Attributes
     ----------
     name : str
-    kind : {"number", "boolean", "category", "dropped", "empty", "distinct"}
-        The last three take no part: "empty" has no value, "distinct" a different text in every row.
+    kind : {"number", "written", "boolean", "category", "dropped", "empty", "distinct"}
+        "written" are numbers with thousands separators, a sign of a currency or of percent. The last three
+        take no part: "empty" has no value, "distinct" a different text in every row.
     values : tuple of str
         A category's, each with an indicator; a row with any other value has 0 in all of them.
     """
@@ -52,7 +57,12 @@ class Column:
     @property
     def is_used(self) -> bool:
         """Whether it becomes numbers."""
-        return self.kind in ("number", "boolean", "category")
+        return self.is_number or self.kind in ("boolean", "category")
+
+    @property
+    def is_number(self) -> bool:
+        """Whether it holds numbers, however they are written."""
+        return self.kind in ("number", "written")
 
     @property
     def features(self) -> list[str]:
@@ -97,7 +107,8 @@ class Columns:
         """Find out what the columns hold.
 
         Text is a boolean if all that is known of it is, and a number or a date if most is: among numbers the
-        rest is then a mistake, which :meth:`encode` names. Other text is a category.
+        rest is then a mistake, which :meth:`encode` names. $1,234.50 and 12 % are numbers, 1234.5 and 12.
+        Other text is a category.
 
         Parameters
         ----------
@@ -111,7 +122,8 @@ class Columns:
         Raises
         ------
         InputError
-            A column holds dates, or what is neither number nor text; or none holds anything.
+            A column holds dates, numbers with a decimal comma, or what is neither number nor text; or none
+            holds anything.
         """
         columns = cls(
             tuple(
@@ -215,7 +227,7 @@ class Columns:
         if twins:
             shown = "; ".join(twins[:8]) + (f"; … ({len(twins)} in all)" if len(twins) > 8 else "")
             notes.append(f"Equal in every row, so that they count twice: {shown}. Leave one out with --drop.")
-        numbers = {column.name for column in self.columns if column.kind == "number"}
+        numbers = {column.name for column in self.columns if column.is_number}
         ids = [
             name
             for name, x in zip(names, X.T, strict=True)
@@ -237,7 +249,7 @@ class Columns:
         """Rebuild them from what :meth:`to_json` returned."""
         for column in columns:
             texts = (column["name"], column["kind"], *column["values"])
-            kinds = ("number", "boolean", "category", "dropped", "empty", "distinct")
+            kinds = ("number", "written", "boolean", "category", "dropped", "empty", "distinct")
             if column["kind"] not in kinds or not all(isinstance(text, str) for text in texts):
                 raise ValueError(f"it has no column like {column}")
         return cls(tuple(Column(c["name"], c["kind"], tuple(c["values"])) for c in columns))
@@ -269,8 +281,15 @@ def _inferred(series: pl.Series, place: object) -> Column:
     known = _known(series).drop_nulls()
     if known.is_empty():
         return Column(name, "empty")
-    if known.cast(pl.Float64, strict=False).is_not_null().mean() > 0.5:  # type: ignore[operator]
-        return Column(name, "number")
+    plain = known.cast(pl.Float64, strict=False).is_not_null()
+    written = known.str.contains(_WRITTEN) & ~plain
+    if (plain | written).sum() > len(known) / 2:
+        return Column(name, "written" if written.any() else "number")
+    if (commas := known.filter(known.str.contains(_DECIMAL_COMMA))).len() > len(known) / 2:
+        raise InputError(
+            f"{place}, column {name!r}: holds numbers with a decimal comma such as {commas[0]}; write them "
+            "with a point, or drop the column."
+        )
     dates = known.filter(known.str.contains(_DATE))
     if len(dates) > len(known) / 2:
         _refuse_dates(dates, place)
@@ -306,6 +325,9 @@ def _encoded(series: pl.Series, column: Column, refuse: Refuse) -> np.ndarray:
         words = pl.select(pl.when(negative).then(0.0).when(positive).then(1.0)).to_series()
         numbers = words.fill_null(known.cast(pl.Float64, strict=False))
     else:
+        if text and column.kind == "written":
+            bare = known.str.replace_all(rf"{_CURRENCY}|[,% ]", "")
+            known = bare.zip_with(known.str.contains(_WRITTEN).fill_null(False), known)
         numbers = known.cast(pl.Float64, strict=False)
     values = numbers.fill_null(np.nan).to_numpy().astype(np.float64)
     with np.errstate(invalid="ignore"):

@@ -75,7 +75,7 @@ def reasons(
         start, end = end, end + len(column.features)
         here = slice(start, end)
         if column.is_used:
-            if column.kind == "number":
+            if column.is_number:
                 observed = shown(row[start])
                 expected, stands_out = _number(
                     row[start], mean[start], std[start], lowest[start], highest[start]
