@@ -1,5 +1,6 @@
 """Likelihoods against Gaussians in closed form, quadrature, and torch.distributions."""
 
+import copy
 import functools
 import math
 from typing import NamedTuple
@@ -458,6 +459,17 @@ def test_a_copys_density_follows_from_its_state_and_the_generator():
     again.load_state_dict(fitted.state_dict())
     rows = random(10, 5, seed=9)
     assert torch.equal(again.log_prob(rows), fitted.log_prob(rows))
+
+
+def test_the_aggregate_goes_to_another_precision_as_a_whole_and_keeps_its_file():
+    centers = torch.randn(60, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    mixture = TangentMixture(centers, centers[:, :2], lambda z: torch.cat([z, z.sin()], 1))
+    mixture.set_bandwidths(BANDWIDTHS)
+    single = copy.deepcopy(mixture).float()
+    assert {tensor.dtype for tensor in single.buffers()} == {torch.float32, torch.int64}
+    rows = centers[:7] + 0.1
+    torch.testing.assert_close(single.log_prob(rows.float()), mixture.log_prob(rows).float())
+    assert list(mixture.state_dict()) == ["centers", "codes", "variances", "n_reference"]
 
 
 @pytest.mark.parametrize("n_features", [2, 5, 30])

@@ -127,6 +127,8 @@ class TangentMixture(nn.Module):
     codes: Tensor
     variances: Tensor
     n_reference: Tensor
+    _origin: Tensor
+    _around: Tensor
     _generator: LatentMap
 
     def __init__(
@@ -146,13 +148,19 @@ class TangentMixture(nn.Module):
         self.register_buffer(
             "n_reference", torch.tensor(len(centers) if n_reference is None else n_reference)
         )
-        # What follows from the buffers and the generator is computed again on loading, not stored. If the
-        # generator is a module it must not become a part of this one, as by an assignment it would.
+        # If the generator is a module it must not become a part of this one, as by an assignment it would.
         self.__dict__["_generator"] = generator
+        # What follows from the buffers and the generator is computed again on loading, not stored.
         # Distances are differences of squares, of which images that are all bright would leave few digits.
-        self._origin = centers[: int(self.n_reference)].mean(0)
-        self._around = centers - self._origin
-        self.tangents = self._all_tangents()
+        self.register_buffer("_origin", centers[: int(self.n_reference)].mean(0), persistent=False)
+        self.register_buffer("_around", centers - self._origin, persistent=False)
+        for name, tensor in self._all_tangents()._asdict().items():
+            self.register_buffer(f"_{name}", tensor, persistent=False)
+
+    @property
+    def tangents(self) -> "_Tangents":
+        """The axes of all components, and their units."""
+        return _Tangents(*(self.get_buffer(f"_{name}") for name in _Tangents._fields))
 
     @torch.no_grad()
     def _all_tangents(self) -> "_Tangents":
@@ -230,16 +238,40 @@ class TangentMixture(nn.Module):
         float
             The likelihood reached: nats per row of the scaled data.
         """
+        if self.n_reference < N_FOLDS:
+            raise ValueError(f"bandwidths need at least {N_FOLDS} rows, got {int(self.n_reference)}.")
+        folds = self._folds(seed)
+
+        def gaussians(bandwidths: Bandwidths, round_share: float, most: int = MAX_QUERIES) -> Tensor:
+            return torch.cat([fold.gaussians(bandwidths, round_share, most // N_FOLDS) for fold in folds])
+
+        tangent, noise = _maximized(lambda s, t, most: gaussians(Bandwidths(s, t, 1.0, 1.0), 0.0, most), 2)
+        (rounded,) = _maximized(lambda k, most: gaussians(Bandwidths(1.0, 1.0, k, 1.0), 1.0, most), 1)
+        found = Bandwidths(tangent, noise, rounded, 1.0)
+        reached = gaussians(found, self.round_share)
+        if self.tail_share > 0:
+            absolutes = [_near_absolute_distances(fold.rows, fold.centers, fold.near) for fold in folds]
+
+            def tails(bandwidths: Bandwidths, most: int = MAX_QUERIES) -> Tensor:
+                pairs = zip(folds, absolutes, strict=True)
+                return torch.cat([fold.tails(bandwidths, each[: most // N_FOLDS]) for fold, each in pairs])
+
+            (tail,) = _maximized(lambda u, most: tails(found._replace(tail=u), most), 1)
+            found = found._replace(tail=tail)
+            reached = self._with_tails(reached, tails(found))
+        self.set_bandwidths(found)
+        return reached.mean().item()
+
+    def _folds(self, seed: int) -> "list[_Fold]":
+        """Deal reference rows into folds, each beside the components that the others' rows make."""
         n = int(self.n_reference)
-        if n < N_FOLDS:
-            raise ValueError(f"bandwidths need at least {N_FOLDS} rows, got {n}.")
         order = torch.from_numpy(np.random.default_rng(seed).permutation(n)).to(self.centers.device)
         order = order[:MAX_FOLDED]
         fold_of = order.new_full((n,), -1).index_copy_(0, order, torch.arange(len(order)).to(order) % N_FOLDS)
         dealt = (fold_of >= 0).nonzero()[:, 0]
+        others = [dealt[fold_of[dealt] != fold] for fold in range(N_FOLDS)]
         queries = [self._around[order[fold::N_FOLDS][: MAX_QUERIES // N_FOLDS]] for fold in range(N_FOLDS)]
         parts: list[list[_Pairs]] = [[] for _ in range(N_FOLDS)]
-        others = [dealt[fold_of[dealt] != fold] for fold in range(N_FOLDS)]
         for block in dealt.split(_jacobian_block(dealt.device)):
             nears = [self._neighbours(block, rest) for rest in others]
             for fold, (near, vectors) in enumerate(zip(nears, self._vectors(block, nears), strict=True)):
@@ -250,49 +282,12 @@ class TangentMixture(nn.Module):
                 along = _along(queries[fold], tangents)
                 scales = (tangents.scale, tangents.tail_scale)
                 parts[fold].append(_Pairs(squared, along, tangents.lengths, *scales))
-        pairs = [
-            (near, found._replace(scale=self._shrunk(found.scale))) for near, found in map(_nearest, parts)
-        ]
-        n_features = self.centers.shape[1]
-
-        def gaussians(bandwidths: Bandwidths, round_share: float, most: int = MAX_QUERIES) -> Tensor:
-            values = []
-            for near, (squared, along, lengths, scale, _) in pairs:
-                components = _components(lengths, scale, bandwidths, round_share, n_features)
-                which = near[: most // N_FOLDS]
-                # A round kernel has no axes: its variance is the same along them as across.
-                excess = squared.new_zeros(())
-                if round_share < 1:
-                    excess = F.embedding(which, components.excess).mul_(along[: len(which)]).sum(2)
-                # Of the components only those near a row are there; the others' share is nothing.
-                log_prob = components.log_prob(squared[: len(which)], excess, which)
-                values.append(torch.logsumexp(log_prob, 1) - math.log(len(lengths)))
-            return torch.cat(values)
-
-        tangent, noise = _maximized(lambda s, t, most: gaussians(Bandwidths(s, t, 1.0, 1.0), 0.0, most), 2)
-        (rounded,) = _maximized(lambda k, most: gaussians(Bandwidths(1.0, 1.0, k, 1.0), 1.0, most), 1)
-        found = Bandwidths(tangent, noise, rounded, 1.0)
-        reached = gaussians(found, self.round_share)
-        if self.tail_share > 0:
-            absolutes = [
-                _near_absolute_distances(rows, self._around[rest], near)
-                for rows, rest, (near, _) in zip(queries, others, pairs, strict=True)
-            ]
-
-            def tails(bandwidths: Bandwidths, most: int = MAX_QUERIES) -> Tensor:
-                values = []
-                for (near, part), absolute in zip(pairs, absolutes, strict=True):
-                    which = near[: most // N_FOLDS]
-                    components = _tails(part.tail_scale, bandwidths)
-                    log_prob = components.log_prob(absolute[: len(which)], n_features, which)
-                    values.append(torch.logsumexp(log_prob, 1) - math.log(len(part.lengths)))
-                return torch.cat(values)
-
-            (tail,) = _maximized(lambda u, most: tails(found._replace(tail=u), most), 1)
-            found = found._replace(tail=tail)
-            reached = self._with_tails(reached, tails(found))
-        self.set_bandwidths(found)
-        return reached.mean().item()
+        folds = []
+        for rows, rest, part in zip(queries, others, parts, strict=True):
+            numbers, pairs = _nearest(part)
+            pairs = pairs._replace(scale=self._shrunk(pairs.scale))
+            folds.append(_Fold(rows, self._around[rest], numbers, pairs))
+        return folds
 
     @torch.no_grad()
     def log_prob(
@@ -462,6 +457,35 @@ class _Pairs(NamedTuple):
     lengths: Tensor  # S, n×r
     scale: Tensor  # ρ², n
     tail_scale: Tensor  # β², n
+
+
+class _Fold(NamedTuple):
+    """Held-out rows, m, and how they lie to the components near them, of n that are made without the fold."""
+
+    rows: Tensor  # from the origin, m×D
+    centers: Tensor  # from the origin, n×D
+    near: Tensor  # the numbers of those near, m×k
+    pairs: _Pairs  # m×k, m×k×r; n×r, n
+
+    def gaussians(self, bandwidths: Bandwidths, round_share: float, most: int) -> Tensor:
+        """Log-density of the first rows, under Gaussians alone."""
+        squared, along, lengths, scale, _ = self.pairs
+        components = _components(lengths, scale, bandwidths, round_share, self.rows.shape[1])
+        which = self.near[:most]
+        # A round kernel has no axes: its variance is the same along them as across.
+        excess = squared.new_zeros(())
+        if round_share < 1:
+            excess = F.embedding(which, components.excess).mul_(along[:most]).sum(2)
+        return self._mixed(components.log_prob(squared[:most], excess, which))
+
+    def tails(self, bandwidths: Bandwidths, absolute: Tensor) -> Tensor:
+        """Log-density of the first rows in the tails alone, from Σ |r| of those near them."""
+        components = _tails(self.pairs.tail_scale, bandwidths)
+        return self._mixed(components.log_prob(absolute, self.rows.shape[1], self.near[: len(absolute)]))
+
+    def _mixed(self, log_components: Tensor) -> Tensor:
+        # Of the components only those near a row are there; the others' share is nothing.
+        return torch.logsumexp(log_components, 1) - math.log(len(self.centers))
 
 
 def _jacobian_block(device: torch.device) -> int:
