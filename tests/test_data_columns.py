@@ -24,6 +24,8 @@ def kind(values):
         (["12%", "7.5 %"], Column("b", "written")),
         (["$58.45", "-£3", "€ 1,200", "9 €"], Column("b", "written")),
         (["1", "2", "1,200"], Column("b", "written")),
+        (["51'257", "1\u202f200", "\u22120.5"], Column("b", "written")),
+        (["+49 205 843", "+49 205 844"], Column("b", "category", ("+49 205 843", "+49 205 844"))),
         (["1,2,3", "4,5,6"], Column("b", "category", ("1,2,3", "4,5,6"))),
         (["12 kg", "7 kg"], Column("b", "category", ("12 kg", "7 kg"))),
         (["1", "red", "blue", ""], Column("b", "category", ("1", "blue", "red"))),
@@ -87,9 +89,11 @@ def test_a_column_of_dates_is_told_by_most_of_its_values():
 
 
 def test_written_numbers_are_the_numbers_that_they_stand_for():
-    frame = pl.DataFrame({"b": ["$1,234.50", "-£3", "9 €", "12.5 %", "?", "+7", "1e3", "-1,234,567"]})
+    frame = pl.DataFrame(
+        {"b": ["$1,234.50", "-£3", "9 €", "12.5 %", "?", "+7", "1e3", "-1,234,567", "\u22123"]}
+    )
     columns = Columns.infer(frame, "t.csv")
-    expected = [1234.5, -3, 9, 12.5, np.nan, 7, 1000, -1234567]
+    expected = [1234.5, -3, 9, 12.5, np.nan, 7, 1000, -1234567, -3]
     np.testing.assert_array_equal(columns.encode(frame)[:, 0], expected)
     again = Columns.from_json(columns.to_json())
     assert again == columns
@@ -111,6 +115,18 @@ def test_numbers_with_a_decimal_comma_are_refused():
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         kind(["3,14", "-12,5", "unknown"])
+
+
+def test_a_category_of_many_rare_values_is_named():
+    weights = [f"{i}.5 kg" for i in range(100)]
+    colours = ["red", "blue"] * 50
+    few_rare = [f"p{i % 32}" for i in range(96)] + ["q0", "q1", "q2", "q3"]
+    frame = pl.DataFrame({"w": weights[:99] + weights[:1], "c": colours, "p": few_rare, "n": [1.5, 2.5] * 50})
+    columns = Columns.infer(frame, "t.csv")
+    assert columns.notes(columns.encode(frame)) == [
+        "Column 'w' has none of its 32 most frequent values in 67 of 100 rows, which are alike in it; if it "
+        "holds numbers, write them without text, otherwise you may leave it out with --drop w."
+    ]
 
 
 def test_a_column_that_is_dropped_may_hold_anything_and_be_absent_later(tmp_path):

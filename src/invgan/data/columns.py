@@ -1,7 +1,7 @@
 """What the columns of a table hold: found out from the rows that a model is fitted on, and kept with it."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NoReturn, Self
 
@@ -26,9 +26,11 @@ _DATE = (
     r"(?i)^(\d{4}[-/.]\d{1,2}[-/.]\d{1,2}|\d{1,2}[-/.]\d{1,2}[-/.](\d{4}|\d{2})|"
     rf"{_MONTH} \d{{1,2}},? \d{{4}}|\d{{1,2}}[ -]{_MONTH}[ -]\d{{4}})([T ].*)?$"
 )
-_CURRENCY = "[$€£¥]"
-_WRITTEN = rf"^[-+]?{_CURRENCY}?[-+]? ?(\d{{1,3}}(,\d{{3}})+|\d+)(\.\d*)? ?({_CURRENCY}|%)?$"
-"""A number as people write it: 24,977 or $58.45 or 82.6 %."""
+_SIGN, _CURRENCY, _SEPARATORS = "[-+\u2212]", "[$€£¥]", "[,'\u2019\u00a0\u202f]"
+_WRITTEN = (
+    rf"^{_SIGN}?{_CURRENCY}?{_SIGN}? ?(\d{{1,3}}({_SEPARATORS}\d{{3}})+|\d+)(\.\d*)? ?({_CURRENCY}|%)?$"
+)
+"""A number as people write it: 24,977 or $58.45 or 82.6 % or −3, its minus no hyphen."""
 _DECIMAL_COMMA = r"^[-+]?\d+,\d+$"
 _ID_NAME = re.compile(r"(^|[_\W])(id|uuid|guid)$|[a-z]I[Dd]$", re.IGNORECASE)
 
@@ -204,7 +206,7 @@ class Columns:
         -------
         list of str
             A line for each kind of trouble: missing values, columns that are left out, constant, equal, or
-            that look like a number of the row.
+            that look like a number of the row, and categories that many rows have a rare value of.
         """
         notes = []
         if n_missing := int(np.isnan(X).sum()):
@@ -214,6 +216,12 @@ class Columns:
         for kind, reason in (("empty", "has no value"), ("distinct", "holds a different text in every row")):
             if unused := [column.name for column in self.columns if column.kind == kind]:
                 notes.append(f"Left out, as it {reason}: {listed(unused)}.")
+        for name, n_rare in self._rare_values(X):
+            notes.append(
+                f"Column {name!r} has none of its {MAX_CATEGORIES} most frequent values in {n_rare:,} of "
+                f"{len(X):,} rows, which are alike in it; if it holds numbers, write them without text, "
+                f"otherwise you may leave it out with --drop {name}."
+            )
         names = self.features
         with np.errstate(invalid="ignore"):
             constant = [name for name, x in zip(names, X.T, strict=True) if _is_constant(x)]
@@ -239,6 +247,16 @@ class Columns:
             for name in ids
         ]
         return notes
+
+    def _rare_values(self, X: np.ndarray) -> Iterator[tuple[str, int]]:
+        """Name the categories that a tenth of the rows have a rare value of, and how many do."""
+        end = 0
+        for column in self.columns:
+            start, end = end, end + len(column.features)
+            if len(column.values) == MAX_CATEGORIES:
+                n_rare = int((X[:, start:end] == 0).all(1).sum())
+                if n_rare > len(X) / 10:
+                    yield column.name, n_rare
 
     def to_json(self) -> list[dict[str, Any]]:
         """Return what a model file keeps."""
@@ -326,7 +344,8 @@ def _encoded(series: pl.Series, column: Column, refuse: Refuse) -> np.ndarray:
         numbers = words.fill_null(known.cast(pl.Float64, strict=False))
     else:
         if text and column.kind == "written":
-            bare = known.str.replace_all(rf"{_CURRENCY}|[,% ]", "")
+            bare = known.str.replace_all(rf"{_CURRENCY}|{_SEPARATORS}|[% ]", "")
+            bare = bare.str.replace_all("\u2212", "-", literal=True)
             known = bare.zip_with(known.str.contains(_WRITTEN).fill_null(False), known)
         numbers = known.cast(pl.Float64, strict=False)
     values = numbers.fill_null(np.nan).to_numpy().astype(np.float64)
