@@ -313,8 +313,8 @@ def fit(
     method: Annotated[
         Likelihood | None,
         typer.Option(
-            help="Log-likelihood to score by; by default aggregate, or the preset's. Of images ratio, which "
-            "is beside a smooth random field, detects better."
+            help="Log-likelihood to score by; by default aggregate, or the preset's; of images also "
+            "ratio, beside a smooth random field."
         ),
     ] = None,
     latent_dim: Annotated[

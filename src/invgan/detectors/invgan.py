@@ -57,8 +57,8 @@ class InvGAN(LatentDetector):
       (:class:`~invgan.likelihood.TangentMixture`).
 
     Of images ``"ratio"`` is how much more probable ``"aggregate"`` has them than a smooth random field that
-    is as rough as the image (:func:`~invgan.likelihood.smooth_field`). It is no density, and detects better:
-    every density finds a simple image likely.
+    is as rough as the image (:func:`~invgan.likelihood.smooth_field`). It is no density. It was made
+    to detect by, as every density finds a simple image likely, and does so better on digits.
 
     Parameters
     ----------
