@@ -26,7 +26,13 @@ def test_the_table_is_scikit_learns_figures_of_the_scores_file(done):
     task = digits_task(3, seed=1)
     scores = pl.read_csv(folder / "scores.csv")
     figures = {name: (auroc, ap) for name, auroc, ap in result["table"]["rows"]}
-    assert list(figures) == ["InvGAN aggregate", "InvGAN joint", "InvGAN riemannian", *REFERENCES]
+    assert list(figures) == [
+        "InvGAN aggregate",
+        "InvGAN joint",
+        "InvGAN riemannian",
+        "InvGAN ratio",
+        *REFERENCES,
+    ]
     assert figures["InvGAN aggregate"] == pytest.approx(
         (
             roc_auc_score(task.labels, scores["anomaly_score"]),
@@ -52,6 +58,7 @@ def test_the_model_gives_the_scores_again(done):
         "abnormal flagged": flagged[task.labels == 1].sum(),
         "normal": 807,
         "normal flagged": flagged[task.labels == 0].sum(),
+        "calibration": len(model.calibration_scores_),
     }
 
 
@@ -99,6 +106,7 @@ def test_the_command_shows_the_table_and_where_to_look(tmp_path, monkeypatch, ca
         f"Flagged: {counts['abnormal flagged']} of the {counts['abnormal']} images of a 7, and "
         f"{counts['normal flagged']} of the {counts['normal']} others:\n" in out
     )
+    assert f"The threshold\nis by {counts['calibration']} held-out images" in out
     for name in ("report.html", "scores.csv", "model"):
         assert Path("demo", name).exists()
         assert f"  demo/{name} " in out

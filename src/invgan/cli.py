@@ -272,7 +272,8 @@ def demo(
         f"Flagged: {counts['abnormal flagged']} of the {counts['abnormal']} images of a {abnormal}, and "
         f"{counts['normal flagged']} of the {counts['normal']} others:\n"
         f"{counts['normal flagged'] / counts['normal']:.1%}, where {expected['mean']:.0%} ± "
-        f"{expected['standard deviation']:.0%} was to be expected.\n"
+        f"{expected['standard deviation']:.0%} was to be expected. The threshold\nis by "
+        f"{counts['calibration']} held-out images, and with another --seed by others.\n"
     )
     notes = {
         "report.html": "for a browser: the most anomalous images, the ROC curve",

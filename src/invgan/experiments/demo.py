@@ -47,8 +47,8 @@ def run(
     -------
     dict
         "title" and "table" (AUROC and AP of each score), as every experiment has; "counts" of the test rows
-        and of those flagged, normal and abnormal apart; "expected_false_positive_rate", mean and standard
-        deviation; "files", the paths written.
+        and of those flagged, normal and abnormal apart, and of the calibration rows;
+        "expected_false_positive_rate", mean and standard deviation; "files", the paths written.
 
     Raises
     ------
@@ -96,6 +96,7 @@ def run(
             "abnormal flagged": int((judged.is_anomaly & is_abnormal).sum()),
             "normal": int((~is_abnormal).sum()),
             "normal flagged": int((judged.is_anomaly & ~is_abnormal).sum()),
+            "calibration": n_calibration,
         },
         # Over calibration sets, the rate on normal rows follows a Beta distribution with these moments.
         "expected_false_positive_rate": {
