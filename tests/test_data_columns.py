@@ -22,7 +22,8 @@ def kind(values):
         (["1", "2", "red", "N/A"], Column("b", "number")),  # a mistake, which encoding names
         (["24,977", "950", "n/a", "-1,234,567.5"], Column("b", "written")),
         (["12%", "7.5 %"], Column("b", "written")),
-        (["$58.45", "-£3", "€ 1,200", "9 €"], Column("b", "written")),
+        (["$58.45", "-$3", "$ 1,200", "9 $", "7"], Column("b", "written")),
+        (["1,234", "0,665", "2,345"], Column("b", "written")),  # a mistake, or all have decimal commas
         (["1", "2", "1,200"], Column("b", "written")),
         (["51'257", "1\u202f200", "\u22120.5"], Column("b", "written")),
         (["+49 205 843", "+49 205 844"], Column("b", "category", ("+49 205 843", "+49 205 844"))),
@@ -89,23 +90,36 @@ def test_a_column_of_dates_is_told_by_most_of_its_values():
 
 
 def test_written_numbers_are_the_numbers_that_they_stand_for():
-    frame = pl.DataFrame(
-        {"b": ["$1,234.50", "-£3", "9 €", "12.5 %", "?", "+7", "1e3", "-1,234,567", "\u22123"]}
-    )
+    frame = pl.DataFrame({"b": ["$1,234.50", "-$3", "9 $", "?", "+7", "1e3", "-1,234,567", "\u22123"]})
     columns = Columns.infer(frame, "t.csv")
-    expected = [1234.5, -3, 9, 12.5, np.nan, 7, 1000, -1234567, -3]
+    expected = [1234.5, -3, 9, np.nan, 7, 1000, -1234567, -3]
     np.testing.assert_array_equal(columns.encode(frame)[:, 0], expected)
     again = Columns.from_json(columns.to_json())
     assert again == columns
     assert again.encode(pl.DataFrame({"b": [3.5]})).tolist() == [[3.5]]
 
 
-@pytest.mark.parametrize("cell", ["1,23", "12,34,567", "$", "%", "5 % 3", "$$3", "1,234,", "a1"])
+@pytest.mark.parametrize("cell", ["1,23", "12,34,567", "$", "%", "5 % 3", "$$3", "1,234,", "a1", "0,665"])
 def test_a_mistake_among_written_numbers_is_named(cell):
     columns = Columns.infer(pl.DataFrame({"b": ["1,234", "2,345", "3"]}), "t.csv")
     message = f"row 2, column 'b': found {cell!r}, expected a finite number."
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         columns.encode(pl.DataFrame({"b": ["1", cell]}))
+
+
+@pytest.mark.parametrize("values", [["38.9%", "0.41", "?"], ["9.5 €", "$4", "3"], ["£1", "2 %"]])
+def test_numbers_in_two_units_are_refused(values):
+    found = f"{values[0]} and {values[1]}"
+    message = f"t.csv, column 'b': holds {found}; write all in the same unit, or drop the column."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        kind(values)
+
+
+def test_plain_numbers_may_have_separators_later_and_no_units():
+    columns = Columns.infer(pl.DataFrame({"b": ["1", "2", "3.5"]}), "t.csv")
+    assert columns.encode(pl.DataFrame({"b": ["1,012.50", "7"]})).tolist() == [[1012.5], [7.0]]
+    with pytest.raises(InputError, match=r"^row 1, column 'b': found '5 %', expected a finite number\.$"):
+        columns.encode(pl.DataFrame({"b": ["5 %"]}))
 
 
 def test_numbers_with_a_decimal_comma_are_refused():
@@ -114,7 +128,7 @@ def test_numbers_with_a_decimal_comma_are_refused():
         "drop the column."
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        kind(["3,14", "-12,5", "unknown"])
+        kind(["3,14", "-12,5", "0,665", "unknown"])
 
 
 def test_a_category_of_many_rare_values_is_named():

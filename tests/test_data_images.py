@@ -56,6 +56,8 @@ def test_a_folder_is_read_in_the_order_of_names_pixel_for_pixel(
     for name, image in zip("dbca", images, strict=True):
         (tmp_path / f"{name}.{kind}").write_bytes(encoded(image, kind))
     (tmp_path / "README.txt").write_text("not an image")
+    (tmp_path / f"._a.{kind}").write_bytes(b"what macOS leaves beside a file")
+    (tmp_path / f"folder.{kind}").mkdir()
     read = read_images(tmp_path)
     np.testing.assert_array_equal(read.X, images[[3, 1, 2, 0]])
     assert read.names == [f"{name}.{kind}" for name in "abcd"]

@@ -177,6 +177,7 @@ def test_one_row_is_enough_when_the_caller_says_so(tmp_path: Path) -> None:
         ("a,b,a\n1,2,3\n4,5,6\n", "t.csv: columns 1 and 3 are both named 'a'; rename one."),
         (",a\n0,2\n1,5\n", "t.csv, column 1: has no name; name it, or drop it if it is a row index."),
         ("a;b\n1;2\n3;4\n", "t.csv: fields are not separated by commas; save it as comma-separated values."),
+        ("a|b\n1|2\n3|4\n", "t.csv: fields are not separated by commas; save it as comma-separated values."),
         (
             "a,b\n1,2\n3,4,5\n",
             "t.csv, line 3: has 3 fields, but line 1 has 2; give every line the same number.",

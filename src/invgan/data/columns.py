@@ -14,7 +14,7 @@ from invgan.errors import InputError
 LIMIT = 1e18
 MAX_CATEGORIES = 32
 """Values of a category that get an indicator of their own; rarer ones, and those never seen, have none."""
-MISSING = ("nan", "-nan", "na", "n/a", "null", "none", "?", "")
+MISSING = ("nan", "-nan", "na", "n/a", "#n/a", "<na>", "nat", "null", "none", "?", "")
 """Text that stands for a value that is not known, in any case."""
 _BOOLEANS = ({"false", "true"}, {"no", "yes"}, {"f", "t"}, {"n", "y"})
 """Pairs of words; of a letter alone, such as the F of a sex, nobody knows which pair it is of."""
@@ -28,9 +28,10 @@ _DATE = (
 )
 _SIGN, _CURRENCY, _SEPARATORS = "[-+\u2212]", "[$€£¥]", "[,'\u2019\u00a0\u202f]"
 _WRITTEN = (
-    rf"^{_SIGN}?{_CURRENCY}?{_SIGN}? ?(\d{{1,3}}({_SEPARATORS}\d{{3}})+|\d+)(\.\d*)? ?({_CURRENCY}|%)?$"
+    rf"^{_SIGN}?{_CURRENCY}?{_SIGN}? ?([1-9]\d{{0,2}}({_SEPARATORS}\d{{3}})+|\d+)(\.\d*)? ?({_CURRENCY}|%)?$"
 )
-"""A number as people write it: 24,977 or $58.45 or 82.6 % or −3, its minus no hyphen."""
+"""A number as people write it: 24,977 or $58.45 or 82.6 % or −3, its minus no hyphen; not 0,665."""
+_UNIT = rf"({_CURRENCY}|%)"
 _DECIMAL_COMMA = r"^[-+]?\d+,\d+$"
 _ID_NAME = re.compile(r"(^|[_\W])(id|uuid|guid)$|[a-z]I[Dd]$", re.IGNORECASE)
 
@@ -302,6 +303,7 @@ def _inferred(series: pl.Series, place: object) -> Column:
     plain = known.cast(pl.Float64, strict=False).is_not_null()
     written = known.str.contains(_WRITTEN) & ~plain
     if (plain | written).sum() > len(known) / 2:
+        _refuse_units(known.filter(plain | written), place)
         return Column(name, "written" if written.any() else "number")
     if (commas := known.filter(known.str.contains(_DECIMAL_COMMA))).len() > len(known) / 2:
         raise InputError(
@@ -319,6 +321,20 @@ def _inferred(series: pl.Series, place: object) -> Column:
     if len(values) == len(known) > MAX_CATEGORIES:
         return Column(name, "distinct")
     return Column(name, "category", tuple(sorted(values[:MAX_CATEGORIES])))
+
+
+def _refuse_units(numbers: pl.Series, place: object) -> None:
+    """Refuse amounts in two currencies, and shares of which some are in percent."""
+    units = numbers.str.extract(_UNIT).fill_null("")
+    kinds = units.unique(maintain_order=True).to_list()
+    if "%" not in kinds:
+        kinds = [unit for unit in kinds if unit]  # 3 beside $4 has lost its sign; beside 4 % it is 300 %
+    if len(kinds) > 1:
+        one, other = (numbers.filter(units == unit)[0] for unit in kinds[:2])
+        raise InputError(
+            f"{place}, column {numbers.name!r}: holds {one} and {other}; write all in the same unit, or drop "
+            "the column."
+        )
 
 
 def _refuse_dates(known: pl.Series, place: object) -> None:
@@ -343,10 +359,12 @@ def _encoded(series: pl.Series, column: Column, refuse: Refuse) -> np.ndarray:
         words = pl.select(pl.when(negative).then(0.0).when(positive).then(1.0)).to_series()
         numbers = words.fill_null(known.cast(pl.Float64, strict=False))
     else:
-        if text and column.kind == "written":
+        if text:
+            # A column that had no units has none later either.
+            written = known.str.contains(_WRITTEN) & ((column.kind == "written") | ~known.str.contains(_UNIT))
             bare = known.str.replace_all(rf"{_CURRENCY}|{_SEPARATORS}|[% ]", "")
             bare = bare.str.replace_all("\u2212", "-", literal=True)
-            known = bare.zip_with(known.str.contains(_WRITTEN).fill_null(False), known)
+            known = bare.zip_with(written.fill_null(False), known)
         numbers = known.cast(pl.Float64, strict=False)
     values = numbers.fill_null(np.nan).to_numpy().astype(np.float64)
     with np.errstate(invalid="ignore"):

@@ -242,7 +242,12 @@ def _named_label(path: Path, label: str | None, usual: str, kind: str, names: li
 def _read_folder(folder: Path, size: int | None, label: str | None) -> Images:
     """Read the image files of a folder, sorted by name."""
     try:
-        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in _SUFFIXES)
+        # What begins with a point is no picture of the user's: macOS leaves ._00.png beside 00.png.
+        files = sorted(
+            file
+            for file in folder.iterdir()
+            if file.suffix.lower() in _SUFFIXES and not file.name.startswith(".") and file.is_file()
+        )
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions.") from error
     if not files:

@@ -722,7 +722,7 @@ def _csv_names(path: Path) -> tuple[list[str], bool]:
     _, first = next(_csv_records(path), (1, []))
     if not first:
         raise InputError(f"{path}: line 1 is blank, expected column names or numbers; remove the line.")
-    if len(first) == 1 and any(separator in first[0] for separator in ";\t"):
+    if len(first) == 1 and any(separator in first[0] for separator in ";\t|"):
         raise InputError(f"{path}: fields are not separated by commas; save it as comma-separated values.")
     values = [field for field in first if field.strip().lower() not in MISSING]
     header = not values or not all(_is_number(field) for field in values)
