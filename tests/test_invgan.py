@@ -908,7 +908,7 @@ def test_parameters_out_of_range_are_refused_in_scikit_learns_words(parameters, 
 def test_other_arguments_out_of_range(table):
     message = (
         "The 'method' parameter of InvGAN.log_likelihood must be one of aggregate, joint, riemannian, "
-        "laplace, importance, ais. Got 'exact' instead."
+        "laplace, importance, ais, ratio. Got 'exact' instead."
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         table.log_likelihood(named(), "exact")
