@@ -275,6 +275,11 @@ def test_a_folder_of_images_from_fit_to_report(here, capsys):
     np.testing.assert_array_equal(
         pl.read_parquet("scores.parquet")["log_prob"], load("model").score_samples(images(30)[:, None])
     )
+    assert pl.read_parquet("scores.parquet")["file"].to_list() == [f"{number:02}.png" for number in range(30)]
+    assert main(["score", "model", "pictures", "--out", "scores.csv", "--fdr", "0.5"]) == 0
+    header, *lines = Path("scores.csv").read_text().splitlines()
+    assert header == "row,log_prob,anomaly_score,p_value,is_anomaly,file"
+    assert [line.rsplit(",", 1)[1] for line in lines] == [f"{number:02}.png" for number in range(30)]
     assert main(["report", "model", "pictures", "--out", "report.html"]) == 0
     page = Path("report.html").read_text()
     assert all(f"{number:02}.png" in page for number in range(30))
@@ -685,6 +690,9 @@ def test_a_messy_table_is_fitted_and_what_was_found_is_said_and_kept(here, capsy
         "Column 'pet' has values that the model does not know, all treated alike: newt.\n"
         in capsys.readouterr().out
     )
+    Path("long.csv").write_text(messy(20, pet="a newt of a length that no line of a terminal has room for"))
+    assert main(["score", "m", "long.csv", "--out", "s.parquet"]) == 0
+    assert "all treated alike: a newt of a length that no line of a te….\n" in capsys.readouterr().out
     X = read_table("new.csv", columns=model.columns_).X
     assert np.nanmax(X[:, 2]) == 0  # no cat
     expected = model.log_likelihood(pl.DataFrame(X, schema=list(model.feature_names_in_))).values
@@ -782,6 +790,10 @@ def test_data_of_another_form_than_the_models(here, refused):
         "../data.csv: has the column 'odd', which the model was not fitted on; drop it, or leave it out with "
         "--label odd."
     )
+    write_csv("more.csv", np.c_[X, X[:, 1:]], names=["a", "b", "c", "d", "e"])
+    assert refused(*score, "more.csv") == (
+        "more.csv: has the columns 'd', 'e', which the model was not fitted on; drop them."
+    )
     Path("words.csv").write_text("a,b,c\n1,2,tall\n")
     assert refused(*score, "words.csv") == (
         "words.csv, row 1 (line 2), column 'c': found 'tall', expected a number; encode the text, drop the "
@@ -795,6 +807,32 @@ def test_data_of_another_form_than_the_models(here, refused):
     assert refused(*score, "pictures") == (
         "pictures: has 1×8×8 images, but the model was fitted on 3 columns; give data of the same form."
     )
+
+
+def test_a_table_for_a_model_of_images(here, refused):
+    write_images(here / "pictures", images(12))
+    assert main(["fit", "pictures", "--out", "model", *QUICK]) == 0
+    Path("words.csv").write_text("a,odd\ntall,0\n")
+    expected = "words.csv: is a table, but the model was fitted on 1×8×8 images; give images."
+    assert refused("score", "model", "words.csv", "--out", "s.csv") == expected
+    assert refused("evaluate", "model", "words.csv", "--label", "odd") == expected
+    assert refused("report", "model", "words.csv", "--out", "r.html") == expected
+
+
+def test_a_first_line_of_numbers_is_said_to_count_as_a_row(here, capsys):
+    X, _ = rows(n=40, n_anomalies=0)
+    note = (
+        "The first line holds numbers only, so it counts as a row, and columns go by their place; if it has "
+        "their names, give one of these a letter.\n"
+    )
+    lines = [",".join(map(str, row)) for row in X.tolist()]
+    Path("years.csv").write_text("\n".join(["2021,2022,2023", *lines]))
+    assert main(["fit", "years.csv", "--out", "m", *QUICK]) == 0
+    assert note in (out := capsys.readouterr().out)
+    assert "Fitted on 41 rows" in out
+    Path("named.csv").write_text("\n".join(["x0,x1,x2", *lines]))
+    assert main(["fit", "named.csv", "--out", "m", *QUICK]) == 0
+    assert note not in capsys.readouterr().out
 
 
 def test_images_of_any_size_are_resized_by_option_and_by_the_model_after_that(here, capsys, refused):

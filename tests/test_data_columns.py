@@ -172,6 +172,16 @@ def test_the_first_cell_that_fits_no_column_is_named(tmp_path):
     message = f"{path}, row 3 (line 4), column 'flag': found 'maybe', expected a number;"
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         read_table(path, columns=columns)
+    path.write_text("n,flag\n1,yes\n2,1\n3,0.5\n")
+    message = (
+        f"{path}, row 3 (line 4), column 'flag': found '0.5', expected yes or no, as the model was fitted "
+        "on; correct it."
+    )
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        read_table(path, columns=columns)
+    message = "row 1, column 'flag': found 7, expected 0 or 1."
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        columns.encode(pl.DataFrame({"n": [1], "flag": [7]}))
 
 
 def test_a_short_line_is_no_missing_value(tmp_path):

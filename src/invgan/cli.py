@@ -428,6 +428,11 @@ def fit(
             f"Kept {len(rows.X):,} of {len(rows.X) + rows.n_left_out:,} rows, drawn at random; "
             f"training sees {detector.history_.steps[-1] * Schedule.batch_size:,}."
         )
+    if isinstance(rows, Table) and not rows.has_own_names and data.suffix.lower() == ".csv":
+        print(
+            "The first line holds numbers only, so it counts as a row, and columns go by their place; if it "
+            "has their names, give one of these a letter."
+        )
     if isinstance(rows, Table) and rows.columns is not None:
         for note in rows.columns.notes(learned, n_left_out=rows.n_left_out):
             print(note)
@@ -475,6 +480,7 @@ def score(
       anomaly_score  -log_prob, less what missing values have in a typical row
       p_value        share of normal rows that look at least as unusual
       is_anomaly     whether the row is flagged, at the model's threshold or as options say
+      file           of a folder of images, the file's name
     """
     from invgan.data import read_blocks
     from invgan.data.scores import require_scores_type, write_scores
@@ -486,6 +492,7 @@ def score(
     if fdr is not None and not 0 < fdr < 1:
         raise typer.BadParameter(f"--fdr must be above 0 and below 1, not {fdr:g}.")
     detector = _load(model, false_positive_rate, explaining="--explain" if explain else None)
+    _require_form(detector, data)
     if explain and len(detector.data_shape_) > 1:
         raise typer.BadParameter("--explain is for tables; for images see 'invgan report'.")
     unknown: defaultdict[str, set[str]] = defaultdict(set)
@@ -497,6 +504,8 @@ def score(
             for column, values in getattr(rows, "unknown", {}).items():
                 unknown[column] |= values
             scores = _judge(detector, rows, data)
+            if data.is_dir():
+                scores = replace(scores, files=cast("Images", rows).names)
             comparable = -scores.anomaly_score
             for i in comparable.argsort(kind="stable")[:explain]:
                 most.append((comparable[i], n_before + i + 1, scores.p_value[i], rows.X[i]))
@@ -510,7 +519,8 @@ def score(
         f"({written.anomalies / written.rows:.1%}) as anomalous; the scores are in {out}."
     )
     for column, values in unknown.items():
-        found = ", ".join(sorted(values)[:5]) + (", …" if len(values) > 5 else "")
+        found = ", ".join(_shortened(value) for value in sorted(values)[:5])
+        found += ", …" if len(values) > 5 else ""
         print(f"Column {column!r} has values that the model does not know, all treated alike: {found}.")
     if most:
         _print_reasons(detector, most)
@@ -544,6 +554,7 @@ def evaluate(
     from invgan.metrics import detection_metrics
 
     detector = _load(model, false_positive_rate)
+    _require_form(detector, data)
     rows, is_anomaly = _read(
         data, label=label, normal=normal, columns=_columns(detector), size=detector.image_size_
     )
@@ -586,6 +597,7 @@ def report(
     from invgan.report.of_model import report_content
 
     detector = _load(model, false_positive_rate, explaining="report")
+    _require_form(detector, data)
     if holds_images(data):
         images, is_anomaly = _read(data, label=label, normal=normal, columns=None, size=detector.image_size_)
         assert isinstance(images, Images)
@@ -776,7 +788,7 @@ def _anomalies(y: "np.ndarray", place: str, normal: list[str] | None) -> "np.nda
     import numpy as np
 
     values, positions = np.unique(y, return_inverse=True)
-    found = ", ".join(str(value)[:20] for value in values[:5]) + (", …" if len(values) > 5 else "")
+    found = ", ".join(_shortened(str(value)) for value in values[:5]) + (", …" if len(values) > 5 else "")
     if normal:
         texts = [str(value) for value in values]
         for value in normal:
@@ -826,6 +838,17 @@ def _discoveries(blocks: "list[Scores]", rate: float) -> "Iterator[Scores]":
     ends = np.cumsum([len(block.p_value) for block in blocks])
     for block, flags in zip(blocks, np.split(reported, ends[:-1]), strict=True):
         yield replace(block, is_anomaly=flags)
+
+
+def _require_form(detector: "InvGAN", data: Path) -> None:
+    """Refuse a table for a model of images, before its text is read for numbers."""
+    from invgan.data.images import holds_images
+
+    if len(detector.data_shape_) > 1 and not holds_images(data):
+        raise InputError(
+            f"{data}: is a table, but the model was fitted on {_described(detector.data_shape_)}; "
+            "give images."
+        )
 
 
 def _matched(detector: "InvGAN", rows: "Table | Images", data: Path) -> Any:
@@ -940,6 +963,12 @@ def _warn_without_threshold(detector: "InvGAN") -> None:
             f"Nothing is flagged: {_count(n_calibration, 'calibration row')} cannot vouch for a "
             f"false-positive rate of {rate:g}; fit on more rows."
         )
+
+
+def _shortened(text: str) -> str:
+    """The beginning of a text, without the lines it may have."""
+    text = " ".join(text.split())
+    return text if len(text) <= 40 else f"{text[:39]}…"
 
 
 def _count(number: int, noun: str) -> str:

@@ -370,6 +370,8 @@ def _encoded(series: pl.Series, column: Column, refuse: Refuse) -> np.ndarray:
     with np.errstate(invalid="ignore"):
         usable = np.abs(values) <= LIMIT
     missing = np.isnan(values) & (known.is_null() | (False if text else numbers.is_nan())).to_numpy()
+    if column.kind == "boolean":
+        usable &= (values == 0) | (values == 1)
     bad = ~(usable | missing)
     if bad.any():
         row = int(bad.argmax())
@@ -377,8 +379,13 @@ def _encoded(series: pl.Series, column: Column, refuse: Refuse) -> np.ndarray:
     return values[:, None]
 
 
+def wanted(value: float) -> str:
+    """What should stand where a number was refused."""
+    return "0 or 1" if abs(value) <= LIMIT else "a finite number"
+
+
 def _refuse(row: int, name: str, found: object, value: float) -> NoReturn:
-    raise InputError(f"row {row + 1}, column {name!r}: found {found!r}, expected a finite number.")
+    raise InputError(f"row {row + 1}, column {name!r}: found {found!r}, expected {wanted(value)}.")
 
 
 def _is_constant(x: np.ndarray) -> bool:

@@ -1,7 +1,7 @@
 """The table of scores that comes out: one line per row of data."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -40,12 +40,15 @@ class Scores:
         The decisions at the model's threshold.
     typical_of_missing : numpy.ndarray of float64, shape (n,), optional
         Nats that a row's missing values have in a typical row; by default nothing is missing.
+    files : sequence of n str, optional
+        Names of the files, where each row is one.
     """
 
     log_prob: np.ndarray
     p_value: np.ndarray
     is_anomaly: np.ndarray
     typical_of_missing: np.ndarray | float = 0.0
+    files: Sequence[str] | None = None
 
     @property
     def anomaly_score(self) -> np.ndarray:
@@ -66,7 +69,8 @@ class Counts(NamedTuple):
 def write_scores(path: str | os.PathLike[str], blocks: Iterable[Scores]) -> Counts:
     """Write scores to a .csv or .parquet file, or replace the one at `path`, in one step.
 
-    The columns are row (1, 2, …, in the order of the data), log_prob, anomaly_score, p_value and is_anomaly.
+    The columns are row (1, 2, …, in the order of the data), log_prob, anomaly_score, p_value and is_anomaly;
+    where rows are files, their names are in one more, file.
     Numbers in a CSV file have as many digits as it takes to read back the same float64.
 
     Parameters
@@ -110,10 +114,9 @@ def write_scores(path: str | os.PathLike[str], blocks: Iterable[Scores]) -> Coun
         nonlocal n_rows, n_anomalies
         for scores in blocks:
             columns = {name: getattr(scores, name) for name in _EMPTY.columns[1:]}
-            yield pl.DataFrame(
-                {"row": np.arange(n_rows + 1, n_rows + 1 + len(scores.log_prob)), **columns},
-                schema=_EMPTY.schema,
-            )
+            numbers = np.arange(n_rows + 1, n_rows + 1 + len(scores.log_prob))
+            frame = pl.DataFrame({"row": numbers, **columns}, schema=_EMPTY.schema)
+            yield frame if scores.files is None else frame.with_columns(file=pl.Series(scores.files))
             n_rows += len(scores.log_prob)
             n_anomalies += int(scores.is_anomaly.sum())
 
@@ -122,16 +125,18 @@ def write_scores(path: str | os.PathLike[str], blocks: Iterable[Scores]) -> Coun
     return Counts(n_rows, n_anomalies)
 
 
-def _write_csv(file: BinaryIO, frames: Iterable[pl.DataFrame]) -> None:
+def _write_csv(file: BinaryIO, frames: Iterator[pl.DataFrame]) -> None:
     """Write the header, then every frame below the last."""
-    _EMPTY.write_csv(file)
+    next(frames, _EMPTY).write_csv(file)
     for frame in frames:
         frame.write_csv(file, include_header=False)
 
 
-def _write_parquet(file: BinaryIO, frames: Iterable[pl.DataFrame]) -> None:
+def _write_parquet(file: BinaryIO, frames: Iterator[pl.DataFrame]) -> None:
     """Write every frame as a row group."""
-    with pyarrow.parquet.ParquetWriter(file, _EMPTY.to_arrow().schema, compression="zstd") as writer:
+    first = next(frames, _EMPTY).to_arrow()
+    with pyarrow.parquet.ParquetWriter(file, first.schema, compression="zstd") as writer:
+        writer.write_table(first)
         for frame in frames:
             writer.write_table(frame.to_arrow())
 

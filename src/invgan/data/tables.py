@@ -63,6 +63,8 @@ class Table:
         By column, what counts as any other value, because no indicator of its category stands for it.
     n_left_out : int
         Rows of the file that are not in the sample of it, if one was asked for.
+    has_own_names : bool
+        Whether the names are the file's, not made up by the reader.
     """
 
     X: np.ndarray
@@ -72,6 +74,7 @@ class Table:
     columns: Columns | None = None
     unknown: dict[str, set[str]] = field(default_factory=dict)
     n_left_out: int = 0
+    has_own_names: bool = True
 
 
 @dataclass(frozen=True)
@@ -176,7 +179,11 @@ def read_table(
     _require_rows(source, n_rows, min_rows)
     if isinstance(columns, Infer):
         columns = Columns.infer(frame.select(source.features), source.path, drop=columns.drop)
-    table = replace(_table(source, frame, columns, numbers), n_left_out=n_rows - len(numbers))
+    table = replace(
+        _table(source, frame, columns, numbers),
+        n_left_out=n_rows - len(numbers),
+        has_own_names=source.has_own_names,
+    )
     y = frame[source.label] if source.label is not None else source.y
     if y is None:
         return table
@@ -411,12 +418,16 @@ def _matched(source: _Source, columns: Columns) -> _Source:
                 raise InputError(
                     f"{source.path}: has no column {name!r}, which the model was fitted on; add it."
                 )
-        for name in found:
-            if name not in expected:
+        if more := [name for name in found if name not in expected]:
+            if len(more) == 1:
                 raise InputError(
-                    f"{source.path}: has the column {name!r}, which the model was not fitted on; drop it, or "
-                    f"leave it out with --label {name}."
+                    f"{source.path}: has the column {more[0]!r}, which the model was not fitted on; drop it, "
+                    f"or leave it out with --label {more[0]}."
                 )
+            raise InputError(
+                f"{source.path}: has the columns {listed(more)}, which the model was not fitted on; drop "
+                "them."
+            )
         return source
     if len(found) != len(expected):
         counts = [f"{n} column{'s' * (n != 1)}" for n in (len(found), len(expected))]
@@ -707,6 +718,8 @@ def _refuse_cell(path: Path, row: int, column: str, found: object, value: float)
         )
     elif np.isinf(value):
         trouble = f"found {value}; replace it with a finite number"
+    elif abs(value) <= LIMIT:
+        trouble = f"found {_short(found)}, expected yes or no, as the model was fitted on; correct it"
     else:
         trouble = f"found {value:g}, above {LIMIT:g} in size; rescale the column"
     line = ""

@@ -85,6 +85,7 @@ def distribution(content: ReportContent) -> View:
     )
     return {
         "heading": "Scores",
+        "score_name": content.score_name,
         "has_threshold": bool(np.isfinite(content.threshold)),
         "labelled": content.labels is not None,
         "plot": inline_svg(figure, description, name="histogram"),
