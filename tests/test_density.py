@@ -649,3 +649,12 @@ def test_fitting_and_showing_a_model_draws_nothing_from_the_global_generator(tmp
     repr(estimator.model_)
     estimator.sample(3)
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_levels_are_levels_also_in_a_list_and_as_truth_values():
+    X = np.random.default_rng(0).integers(0, 2, size=(40, 1, 4, 4))
+    made = model("MADE", max_steps=5).fit(X)
+    expected = made.score_samples(X)
+    for other in (X.tolist(), X.astype(bool), X.astype(np.uint8)):
+        assert model("MADE", max_steps=5).fit(other).quantized_
+        np.testing.assert_array_equal(made.score_samples(other), expected)

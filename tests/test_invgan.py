@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import io
 import math
 import pickle
 import re
@@ -27,8 +28,7 @@ import invgan
 from invgan import InputError, InvGAN, artifact, geometry, load
 from invgan.data import Infer, read_table
 from invgan.detectors import IsolationForest, latent
-from invgan.estimators import Split, base
-from invgan.estimators.base import _completed
+from invgan.estimators import Split
 from invgan.likelihood import attribute
 from invgan.networks import RBFVariance
 
@@ -457,6 +457,27 @@ def test_the_typical_row_is_one_of_all_over_a_sorted_table(monkeypatch):
     assert detector.typical_.sum().item() == pytest.approx(typical, rel=1e-9)
 
 
+def test_a_value_is_typical_of_the_rows_that_have_it():
+    X = correlated(600)
+    X[np.random.default_rng(1).random(600) < 0.9, 2] = np.nan
+    X[0, 3] = np.nan
+    detector = fitted(X, max_steps=50)
+    split = Split.draw(600, int(np.random.RandomState(0).randint(2**31 - 1)))
+    held_out = torch.from_numpy(X[split.calibration])
+    has = ~held_out[:, 2].isnan()
+    assert 2 < has.sum() < 16  # so that all of these count, and nothing else
+    omitted = detector._own_components(len(held_out))[has]
+    expected = detector._judge_features(held_out[has], omitted=omitted).log_prob[:, 2].mean()
+    assert detector.typical_[2].item() == pytest.approx(expected.item(), rel=1e-9)
+
+
+def test_a_value_that_no_held_out_row_has_is_typical_as_the_one_put_in_its_place():
+    X = correlated(100)
+    split = Split.draw(100, int(np.random.RandomState(0).randint(2**31 - 1)))
+    X[split.calibration, 2] = np.nan
+    assert fitted(X, max_steps=50).typical_.isfinite().all()
+
+
 @pytest.mark.parametrize("most", [(10**6, 10**6), (10**6, 20), (50, 20), (20, 20), (20, 50)])
 def test_of_many_rows_some_fit_sigma_and_no_more_carry_components(most, monkeypatch):
     monkeypatch.setattr(latent, "MAX_VARIANCE_ROWS", most[0])
@@ -834,13 +855,10 @@ def test_rows_of_another_shape_are_refused(table, images):
         pytest.warns(UserWarning, match="does not have valid feature names"),
     ):
         table.score_samples(correlated(d=3))
-    with pytest.raises(
-        ValueError, match=r"^X has 3 features, but InvGAN is expecting 1 features as input\.$"
-    ):
-        images.score_samples(np.zeros((2, 3, 8, 8)))
-    message = "X has rows of shape (1, 8, 9), but InvGAN is expecting (1, 8, 8) as in fit."
-    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
-        images.score_samples(np.zeros((2, 1, 8, 9)))
+    for shape in [(3, 8, 8), (1, 8, 9)]:
+        message = f"X has rows of shape {shape}, but InvGAN is expecting (1, 8, 8) as in fit."
+        with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+            images.score_samples(np.zeros((2, *shape)))
 
 
 @pytest.mark.parametrize(
@@ -1065,29 +1083,6 @@ def test_rows_with_missing_values_are_learned_from_and_calibrated_with(unskewed,
     assert np.isfinite(draws).all()
 
 
-def test_a_missing_value_is_taken_from_the_nearest_training_row_to_learn_from():
-    X = np.array([[0.0, 1.0], [10.0, 2.0], [20.0, 3.0], [19.0, np.nan], [np.nan, 1.1]])
-    completed = _completed(torch.from_numpy(X), np.arange(3))
-    np.testing.assert_allclose(completed[3:], [[19, 3], [0, 1.1]], rtol=1e-12)
-    np.testing.assert_array_equal(completed[:3], X[:3])
-
-
-def test_few_donors_come_from_all_over_a_sorted_table(monkeypatch):
-    monkeypatch.setattr(base, "MAX_DONORS", 10)
-    X = np.repeat(np.arange(25.0)[:, None], 2, axis=1)
-    X[24, 1] = np.nan
-    completed = _completed(torch.from_numpy(X), np.arange(24))  # every third of them
-    assert completed[24, 1].item() == pytest.approx(21)
-
-
-def test_a_column_that_few_training_rows_have_is_taken_from_one_of_them(monkeypatch):
-    monkeypatch.setattr(base, "MAX_DONORS", 10)
-    X = np.repeat(np.arange(25.0)[:, None], 2, axis=1)
-    X[np.arange(25) != 13, 1] = np.nan  # not a donor: those are every third
-    completed = _completed(torch.from_numpy(X), np.arange(24))
-    np.testing.assert_allclose(completed[:, 1], np.full(25, 13.0), rtol=1e-12)
-
-
 @pytest.mark.parametrize("missing", [0.0, 0.1])
 def test_p_values_of_real_normal_rows_are_valid_at_every_level(missing):
     X = load_breast_cancer().data[load_breast_cancer().target == 1][:, :6]
@@ -1244,14 +1239,10 @@ def test_a_mixed_table_that_does_not_fit_gets_one_line():
     frame = people()
     with pytest.raises(InputError, match=r"^X, column 'when': holds dates such as 2024-01-01"):
         fitted(frame.assign(when=pd.Timestamp("2024-01-01")))
-    with pytest.raises(
-        InputError, match=r"^X: cannot be read as a table \(.*\); make each column of one type\.$"
-    ):
-        fitted(frame.assign(odd=[1, "a"] * 30))
-    with pytest.raises(
-        InputError, match=r"^X: cannot be read as a table \(Unsupported .*\); make each column of one type\.$"
-    ):
-        fitted(frame.assign(wide=np.zeros(60, np.longdouble)))
+    for name, values in {"odd": [1, "a"] * 30, "wide": np.zeros(60, np.longdouble)}.items():
+        message = rf"^X, column '{name}': cannot be read \(.*\); make all of its values of one type\.$"
+        with pytest.raises(InputError, match=message):
+            fitted(frame.assign(**{name: values}))
     message = "Complex data not supported: X has it in column 'z'; give its real and imaginary parts."
     for table in (frame.assign(z=1j), pd.DataFrame({"age": frame["age"], "z": 1j})):
         with pytest.raises(InputError, match=f"^{message}$"):
@@ -1348,3 +1339,68 @@ def test_a_far_value_beside_bent_columns_has_an_eq_4():
     far = X[:3].copy()
     far[1, 2] = 1e10
     assert np.isfinite(detector.score_samples(far)).all()
+
+
+def test_a_row_whose_text_is_missing_is_scored_as_a_table_with_text_is():
+    rng = np.random.default_rng(0)
+    X = pd.DataFrame(rng.normal(size=(60, 2)), columns=["a", "b"]).assign(ward=rng.choice(["u", "v"], 60))
+    X.loc[5, "ward"] = None
+    detector = fitted(X, max_steps=5)
+    expected = detector.score_samples(X.iloc[[5]])
+    as_read = pd.read_csv(io.StringIO(X.iloc[[5]].to_csv(index=False)))
+    assert as_read["ward"].dtype == float
+    np.testing.assert_array_equal(detector.score_samples(as_read), expected)
+    np.testing.assert_array_equal(detector.score_samples(as_read[["ward", "b", "a"]]), expected)
+    unknown = pl.DataFrame(as_read[["a", "b"]]).with_columns(ward=pl.lit(None, dtype=pl.Float64))
+    np.testing.assert_array_equal(detector.score_samples(unknown), expected)
+
+
+def test_what_is_no_number_is_named(table):
+    rows = named(5)
+    for change, message in {
+        ("pulse", ("1", "x", "3", "4", "5")): "X has 'x' in row 1, column 'pulse': expected a finite number.",
+        ("pulse", (1, "x", 3, 4, 5)): "X, column 'pulse': cannot be read (",
+        ("pulse", pd.Timestamp("2020-01-01")): "X, column 'pulse': holds Datetime(",
+    }.items():
+        name, values = change
+        with pytest.raises(InputError, match=f"^{re.escape(message)}"):
+            table.score_samples(rows.assign(**{name: values}))
+    twice = pd.DataFrame(correlated(5), columns=["age", "height", "age", "weight"])
+    with pytest.raises(InputError, match=r"^X: columns 0 and 2 are both named 'age'; rename one\.$"):
+        table.score_samples(twice)
+    with pytest.raises(InputError, match=r"^X holds datetime64\[s\], which has no density"):
+        table.score_samples(correlated(5).astype("datetime64[s]"))
+
+
+def test_numbers_written_as_text_are_numbers(table):
+    rows = named(5)
+    as_text = rows.assign(pulse=[repr(value) for value in rows["pulse"].tolist()])
+    np.testing.assert_array_equal(table.score_samples(as_text), table.score_samples(rows))
+    np.testing.assert_array_equal(table.score_samples(rows.astype(object)), table.score_samples(rows))
+
+
+def test_what_is_under_a_mask_does_not_count():
+    X = correlated()
+    detector, rows = fitted(X), correlated(5, seed=7)
+    masked = np.ma.masked_array(rows, mask=np.eye(5, 4, dtype=bool))
+    masked.data[masked.mask] = -999
+    np.testing.assert_array_equal(
+        detector.score_samples(masked), detector.score_samples(np.where(np.eye(5, 4), np.nan, rows))
+    )
+
+
+def test_latents_must_be_finite(table):
+    with pytest.raises(InputError, match=r"^Z has NaN or infinite values; give finite latents\.$"):
+        table.inverse_transform(np.full((1, table.latent_dim_), np.nan))
+
+
+def test_images_of_another_shape_are_not_counted_by_their_channels(convolutional):
+    images = np.zeros((3, *convolutional.data_shape_), np.uint8)
+    for other in (images.transpose(0, 2, 3, 1), images[:, 0], images.reshape(3, -1)):
+        message = (
+            f"X has rows of shape {other.shape[1:]}, but InvGAN is expecting {images.shape[1:]} as in fit."
+        )
+        with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+            convolutional.score_samples(other)
+    with pytest.raises(InputError, match=r"^Found array with rows of shape \(0, 8, 8\)"):
+        fitted(np.zeros((30, 0, 8, 8), np.uint8))

@@ -385,7 +385,7 @@ def _run(
     with (
         threads_for(n_parameters(model), device),
         repeatable(device),
-        _own_global_noise(seed, device) as global_noise,
+        own_global_noise(seed, device) as global_noise,
     ):
         run = _Run(model, schedule, seed, fabric, global_noise)
         if checkpointing is not None:
@@ -753,15 +753,50 @@ class _Minibatches:
 
 
 @contextlib.contextmanager
-def _own_global_noise(seed: int, device: torch.device) -> Iterator[torch.Generator]:
-    """Lend PyTorch's global generator to the run: layers such as Dropout can draw from no other.
+def own_global_noise(seed: int, device: torch.device) -> Iterator[torch.Generator]:
+    """Lend PyTorch's global generator, to one thread at a time: layers such as Dropout draw from no other.
 
-    Its state comes back as it was, and the run's part in it is yielded, to be saved.
+    Its state comes back as it was, and the borrower's part in it is yielded, to be saved.
     """
     on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+    with _NOISE, torch.random.fork_rng(devices=[device] if on_gpu else []):
         generator = torch.cuda.default_generators[device.index] if on_gpu else torch.default_generator
         yield generator.manual_seed(seed)
+
+
+class _Setting:
+    """A setting of the process, which the first thread that needs it changes and the last one restores."""
+
+    def __init__(self, get: Callable[[], Any], change: Callable[[Any], object], value: Any) -> None:
+        self._get, self._change, self._value = get, change, value
+        self._lock, self._holders, self._before = threading.Lock(), 0, None
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[None]:
+        with self._lock:
+            if not self._holders:
+                self._before = self._get()
+                self._change(self._value)
+            self._holders += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._holders -= 1
+                if not self._holders:
+                    self._change(self._before)
+
+    @classmethod
+    def of(cls, owner: Any, name: str, value: Any) -> _Setting:
+        """The setting that is an attribute of a module."""
+        return cls(functools.partial(getattr, owner, name), functools.partial(setattr, owner, name), value)
+
+
+_NOISE = threading.RLock()
+_DETERMINISTIC = _Setting.of(torch.backends.cudnn, "deterministic", True)
+_EXACT_PRODUCTS = _Setting.of(torch.backends.cuda.matmul, "allow_tf32", False)
+_EXACT_CONVOLUTIONS = _Setting.of(torch.backends.cudnn, "allow_tf32", False)
+_SINGLE_BY_DEFAULT = _Setting(torch.get_default_dtype, torch.set_default_dtype, torch.float32)
 
 
 def n_parameters(model: nn.Module) -> int:
@@ -784,12 +819,8 @@ def threads_for(size: int, device: torch.device) -> Iterator[None]:
 @contextlib.contextmanager
 def repeatable(device: torch.device) -> Iterator[None]:
     """Keep a GPU's convolutions from adding up in an order that changes from run to run."""
-    before = torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = before or device.type == "cuda"
-    try:
+    with _DETERMINISTIC.held() if device.type == "cuda" else contextlib.nullcontext():
         yield
-    finally:
-        torch.backends.cudnn.deterministic = before
 
 
 @contextlib.contextmanager
@@ -798,12 +829,20 @@ def single_precision(device: torch.device) -> Iterator[None]:
     if device.type != "cuda":
         yield
         return
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    try:
+    with _EXACT_PRODUCTS.held(), _EXACT_CONVOLUTIONS.held():
         yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@contextlib.contextmanager
+def plain_torch() -> Iterator[None]:
+    """Compute as PyTorch does by itself, whatever is set around: with gradients, in single precision."""
+    with contextlib.ExitStack() as settings:
+        settings.enter_context(torch.inference_mode(False))
+        settings.enter_context(torch.enable_grad())
+        for device in ("cpu", "cuda")[: 1 + torch.cuda.is_available()]:
+            settings.enter_context(torch.autocast(device, enabled=False))
+        settings.enter_context(_SINGLE_BY_DEFAULT.held())
+        yield
 
 
 @contextlib.contextmanager

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 import polars as pl
@@ -348,7 +348,7 @@ def mixed_frame(X: object) -> pl.DataFrame | None:
     Raises
     ------
     InputError
-        A column of a pandas table holds values of several types, or complex numbers; or X is such a column.
+        As :func:`plain_frame` does.
 
     Examples
     --------
@@ -359,26 +359,80 @@ def mixed_frame(X: object) -> pl.DataFrame | None:
     """
     if isinstance(X, pl.DataFrame):
         numbers = all(dtype.is_numeric() or dtype == pl.Boolean for dtype in X.dtypes)
-        return None if numbers else _plain_text(X)
-    if type(X).__module__.partition(".")[0] != "pandas" or not hasattr(X, "dtypes"):
+    else:
+        numbers = all(getattr(dtype, "kind", "O") in "biuf" for dtype in _pandas_types(X))
+    return None if numbers else plain_frame(X)
+
+
+def plain_frame(X: object) -> pl.DataFrame | None:
+    """Return a pandas or polars table, whatever it holds, without blanks around text.
+
+    Parameters
+    ----------
+    X : object
+        Anything.
+
+    Returns
+    -------
+    polars.DataFrame, or None
+        None for what is no such table.
+
+    Raises
+    ------
+    InputError
+        A pandas table has columns of one name, or a column of values of several types, or of complex numbers;
+        or X is such a column.
+
+    Examples
+    --------
+    >>> plain_frame(pl.DataFrame({"height": [1.7]})).rows()
+    [(1.7,)]
+    >>> plain_frame([[1.7]]) is None
+    True
+    """
+    if isinstance(X, pl.DataFrame):
+        return _plain_text(X)
+    if not _pandas_types(X):
         return None
+    table: Any = X
+    names = [str(name) for name in table.columns]
+    for i, name in enumerate(names):
+        if getattr(table.dtypes.iloc[i], "kind", "O") == "c":
+            raise InputError(
+                f"Complex data not supported: X has it in column {name!r}; give its real and imaginary parts."
+            )
+    columns = []
+    for i, name in enumerate(names):
+        try:
+            columns.append(pl.Series(name, pl.from_pandas(table.iloc[:, i])))
+        except (
+            ArithmeticError,
+            NotImplementedError,
+            TypeError,
+            ValueError,
+            pl.exceptions.PolarsError,
+        ) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise InputError(
+                f"X, column {name!r}: cannot be read ({reason}); make all of its values of one type."
+            ) from error
+    return _plain_text(pl.DataFrame(columns))
+
+
+def _pandas_types(X: Any) -> list[Any]:
+    """The types of a pandas table's columns; none of what is no such table."""
+    if type(X).__module__.partition(".")[0] != "pandas" or not hasattr(X, "dtypes"):
+        return []
     if getattr(X, "ndim", 2) == 1:
         raise InputError(
             "Expected a 2-dimensional container but got a pandas Series instead; give a table, such as "
             "X.to_frame()."
         )
-    if all(getattr(dtype, "kind", "O") in "biuf" for dtype in X.dtypes):
-        return None
-    for name, dtype in X.dtypes.items():
-        if getattr(dtype, "kind", "O") == "c":
-            raise InputError(
-                f"Complex data not supported: X has it in column {name!r}; give its real and imaginary parts."
-            )
-    try:
-        return _plain_text(pl.DataFrame(pl.from_pandas(X)))
-    except (ArithmeticError, NotImplementedError, TypeError, ValueError, pl.exceptions.PolarsError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"X: cannot be read as a table ({reason}); make each column of one type.") from error
+    names = [str(name) for name in X.columns]
+    for i, name in enumerate(names):
+        if (first := names.index(name)) < i:
+            raise InputError(f"X: columns {first} and {i} are both named {name!r}; rename one.")
+    return list(X.dtypes)
 
 
 def _open(path: Path, label: str | None, columns: Columns | Infer | None) -> _Source:

@@ -1,9 +1,8 @@
 """What the density models share: a flow and its training, scores in the data's units, samples."""
 
-import contextlib
 import math
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -22,8 +21,9 @@ from invgan.gan import REGRESSION_BETAS
 from invgan.likelihood import log_prior
 from invgan.networks.convolutional import SMALLEST_SIDE
 from invgan.preprocess import AffineScaling, UnskewedScaling
-from invgan.training import Moved, Sample, Trainable, Update
+from invgan.training import Moved, Sample, Trainable, Update, own_global_noise
 
+CPU = torch.device("cpu")
 INITIAL_ROWS = 1024
 """Training rows that activation normalisation and the logit's margin start from."""
 LARGE_IMAGE = 256
@@ -170,8 +170,10 @@ class DensityEstimator(NeuralDetector):
     # ---------------------------------------------------------------- fitting
 
     def _check_rows(self, X: Any, *, fitting: bool, missing: bool = False) -> Tensor:
+        if isinstance(X, list | tuple):
+            X = np.asarray(X)
         levels = np.asarray(X) if getattr(X, "ndim", None) == 4 else None
-        if levels is not None and levels.dtype.kind in "iu" and levels.dtype != np.uint8 and levels.size:
+        if levels is not None and levels.dtype.kind in "iub" and levels.dtype != np.uint8 and levels.size:
             if levels.min() < 0 or levels.max() > 255:
                 raise InputError(
                     f"X has images of integers from {levels.min()} to {levels.max()}: {type(self).__name__} "
@@ -205,7 +207,7 @@ class DensityEstimator(NeuralDetector):
         self.scaling_ = (
             _cells_to_unit_range(training) if self.quantized_ else self._scale(rows, split.training)
         )
-        with _seeded(seed):
+        with own_global_noise(seed, CPU):  # which zuko's layers draw their weights from
             self.model_ = self._new_model(1 / self.scaling_.scale.item() if self.quantized_ else 0.0)
             if self._is_convolutional():
                 self.model_.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -277,7 +279,7 @@ class DensityEstimator(NeuralDetector):
             raise ValueError("its layers are not those that the parameters ask for")
         level_width = tensors["model.level_width"].item()
         self.quantized_ = level_width > 0
-        with _seeded(0):
+        with own_global_noise(0, CPU):
             return self._new_model(level_width)
 
 
@@ -285,11 +287,3 @@ def _cells_to_unit_range(rows: Tensor) -> AffineScaling:
     """Bring 8-bit levels, each a cell of width 1, to [-1, 1]."""
     low, high = rows.min().double(), rows.max().double() + 1
     return AffineScaling((low + high) / 2, (high - low) / 2, tuple(rows.shape[1:]))
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Lend PyTorch's global generator to layers that draw their initial weights from no other."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        yield

@@ -117,7 +117,9 @@ class OneClassSVM(_FittedByScikitLearn):
             gamma = 1 / (rows.shape[1] * (rows.var() or 1.0))
         elif gamma == "auto":
             gamma = 1 / rows.shape[1]
-        machine = sklearn.svm.OneClassSVM(nu=self.nu, gamma=gamma).fit(rows)
+        machine = sklearn.svm.OneClassSVM(nu=self.nu, gamma=gamma)
+        machine.random_state = seed  # it has none to be given, and would draw from NumPy's global one
+        machine.fit(rows)
         return {
             "support_vectors": torch.from_numpy(machine.support_vectors_),
             "coefficients": torch.from_numpy(machine.dual_coef_[0].copy()),

@@ -15,6 +15,7 @@ from invgan.detectors.latent import MAX_STD, LatentDetector
 from invgan.errors import InputError
 from invgan.estimators import Split
 from invgan.gan import Inverse
+from invgan.geometry.tangents import derivative_along
 from invgan.networks import RBFVariance
 
 
@@ -153,7 +154,7 @@ def _check_generator(generator: nn.Module, latent_dim: int, data_shape: tuple[in
             "give its batch normalisation running statistics, and take random layers out."
         )
     try:
-        tangent = torch.func.jvp(generator, (z,), (torch.ones_like(z),))[1]
+        tangent = derivative_along(generator, z, torch.ones_like(z))[1]
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"The generator cannot be differentiated in forward mode: {reason}") from error

@@ -65,7 +65,11 @@ FEWEST = 64
 SEARCH_BLOCK = 16
 """Rows whose modes are searched for together: all wait for the slowest, and samples make them many anyway."""
 MAX_TYPICAL = 64
-"""Held-out rows over which a feature's typical log-density is averaged, at most."""
+"""Held-out rows over which a feature's typical log-density is averaged, unless few of them have it."""
+FEWEST_TYPICAL = 16
+"""Of a feature that is mostly missing so many that have it, if there are."""
+MAX_TYPICAL_WITH_GAPS = 256
+"""All of these rows, at most, however many features are mostly missing."""
 LARGEST_LOG_PROB = 1e18
 """Stands, with a minus, for Eq. 4 where its determinant is zero and its density would be infinite."""
 MAX_STD = 10.0
@@ -181,10 +185,18 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         """Train the model on the split's rows and make it ready to score."""
         self._train(rows, split, seed)
         self._prepare_scoring(rows, split.learned, rows[split.calibration], seed)
+
+    def _fit_typical(self, rows: Tensor, filled: Tensor, split: Split) -> None:
         held_out = split.calibration if len(split.calibration) else split.validation
-        which = spread(np.arange(len(held_out)), MAX_TYPICAL)
-        omitted = self._own_components(len(held_out))[which] if len(split.calibration) else None
-        self.typical_ = self._judge_features(rows[held_out[which]], omitted=omitted).log_prob.mean(0)
+        own = self._own_components(len(held_out)) if len(split.calibration) else None
+        rows = rows[held_out]
+        # Of a feature that no held-out row has, what others have in its place must do.
+        nowhere = rows.isnan().all(0)
+        rows = torch.where(nowhere, filled[held_out], rows) if nowhere.any() else rows
+        which = _with_each_feature(~rows.flatten(1).isnan())
+        known = ~rows[which].flatten(1).isnan()
+        found = self._judge_features(rows[which], omitted=None if own is None else own[which]).log_prob
+        self.typical_ = torch.where(known.to(found.device), found, torch.nan).nanmean(0)
 
     # ---------------------------------------------------------------- scoring
 
@@ -645,6 +657,8 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
 
     def _check_latents(self, Z: Any) -> Tensor:
         latents = np.asarray(Z, dtype=np.float64)
+        if not np.isfinite(latents).all():
+            raise InputError("Z has NaN or infinite values; give finite latents.")
         if latents.ndim != 2 or latents.shape[1] != self.latent_dim_ or len(latents) == 0:
             raise InputError(
                 f"Z must have shape (n, {self.latent_dim_}), one latent per row. Got {latents.shape} instead."
@@ -679,6 +693,18 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
                 int(mixture["n_reference"]),
             )
         self.mixture_.load_state_dict(mixture)
+
+
+def _with_each_feature(known: Tensor) -> np.ndarray:
+    """Choose rows, given which features they have, so that each feature is in some of them."""
+    chosen = spread(np.arange(len(known)), MAX_TYPICAL)
+    for j in known.sum(0).argsort(stable=True).tolist():  # few have the rarest
+        if known[chosen, j].sum() < min(FEWEST_TYPICAL, len(chosen)):
+            more = spread(known[:, j].nonzero()[:, 0].numpy(), FEWEST_TYPICAL)
+            chosen = np.union1d(chosen, more)
+        if len(chosen) >= MAX_TYPICAL_WITH_GAPS:
+            break
+    return chosen
 
 
 def _best_mode(estimates: list[Estimate]) -> Estimate:

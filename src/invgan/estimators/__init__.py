@@ -8,8 +8,8 @@ from invgan.estimators.base import (
     in_blocks,
     load,
     part_of,
-    spread,
 )
+from invgan.estimators.completion import spread
 from invgan.estimators.neural import NeuralDetector
 from invgan.estimators.scorer import Scorer, ScorerDetector, at_least_single
 

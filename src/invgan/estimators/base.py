@@ -3,7 +3,6 @@
 import copy
 import importlib
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -16,9 +15,6 @@ import polars as pl
 import torch
 from sklearn.base import BaseEstimator, OutlierMixin
 from sklearn.ensemble import IsolationForest
-from sklearn.impute import KNNImputer
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 from sklearn.utils import check_random_state
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -26,9 +22,12 @@ from torch import Tensor
 
 from invgan import artifact
 from invgan.calibration import conformal_p_values, threshold_at_false_positive_rate
-from invgan.data import Columns, mixed_frame
+from invgan.data import Columns, mixed_frame, plain_frame
+from invgan.data.columns import wanted
 from invgan.errors import InputError
+from invgan.estimators.completion import completed
 from invgan.preprocess import AffineScaling, UnskewedScaling
+from invgan.training import plain_torch
 
 LARGEST_VALUE = 1e18
 """Values beyond this, squared, leave no digits for anything else."""
@@ -39,8 +38,6 @@ INFINITE = "inf"
 """Stands in a model file for a parameter that is infinite, which JSON has no number for."""
 EXTREMES_BLOCK = 1024
 """Images whose extremes are looked for at once."""
-MAX_DONORS = 2000
-"""Training rows among which the nearest is looked for, to learn from a row with missing values."""
 
 
 @dataclass(frozen=True)
@@ -170,6 +167,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         """Score the raw calibration rows as if each were new."""
         return self._score_rows(rows)
 
+    def _fit_typical(self, rows: Tensor, filled: Tensor, split: Split) -> None:
+        """Learn from raw rows, with gaps or with these filled, what :meth:`typical_of_missing` is to say."""
+
     def _typical_of_missing(self, rows: Tensor) -> np.ndarray:
         """What :meth:`typical_of_missing` says of raw rows."""
         return np.zeros(len(rows))
@@ -193,7 +193,8 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             and truth values of a pandas or polars table become numbers as in
             :class:`~invgan.data.Columns`, whose names are then in ``feature_names_in_``. Where the
             score is a likelihood that can marginalise, NaN stands for a value that is not known: to
-            learn from the row it is taken from the nearest training row, to score the row it is left out.
+            learn from the row it is taken from a training row of which the same is expected there, to score
+            the row it is left out.
         y : ignored
             For scikit-learn's conventions.
 
@@ -201,6 +202,10 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         -------
         self
         """
+        with plain_torch():
+            return self._fit(X)
+
+    def _fit(self, X: Any) -> Self:
         self._validate_params()
         if hasattr(self, "offset_"):
             del self.offset_  # not fitted, until this fit is done
@@ -212,7 +217,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         split = Split.draw(len(rows), seed)
         kept = self._presumed_normal(rows, split, seed)
         self.trimmed_, split = np.flatnonzero(~kept), split.where(kept)
-        self._fit_rows(_completed(rows, split.training), split, seed)
+        filled = completed(rows, split.training, seed)
+        self._fit_rows(filled, split, seed)
+        self._fit_typical(rows, filled, split)
         calibration = rows[split.calibration]
         self.calibration_scores_ = self._score_calibration(calibration) + self._typical_of_missing(
             calibration
@@ -231,9 +238,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
                 "add rows, or set trim=0."
             )
         if rows.ndim == 2:
-            completed = _completed(rows, split.training)
+            filled = completed(rows, split.training, seed)
             # The forest rounds to single precision: of a time stamp, to two minutes.
-            values = AffineScaling.standardize(completed[split.learned])(completed).numpy()
+            values = AffineScaling.standardize(filled[split.learned])(filled).numpy()
             scores = IsolationForest(random_state=seed).fit(values).score_samples(values)
         else:
             scores = self._scores_by_halves(rows, split, seed)
@@ -375,6 +382,9 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
 
     def _check_rows(self, X: Any, *, fitting: bool, missing: bool = False) -> Tensor:
         """Turn X into a tensor of raw rows; with ``missing``, NaN may stand for a value that is not known."""
+        X = _unmasked(X)
+        if not fitting:
+            self._check_images(X)
         checked = validate_data(
             self,
             self._encoded(X, fitting=fitting),
@@ -390,13 +400,14 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
                 f"Expected a table of shape (n, D) or images of shape (n, C, H, W), got an array of shape "
                 f"{checked.shape}."
             )
+        if 0 in shape:
+            raise InputError(
+                f"Found array with rows of shape {shape} while a minimum of 1 value is required."
+            )
         if fitting:
             self.data_shape_ = tuple(shape)
         elif shape != self.data_shape_:
-            raise InputError(
-                f"X has rows of shape {tuple(shape)}, but {type(self).__name__} is expecting "
-                f"{self.data_shape_} as in fit."
-            )
+            raise InputError(self._of_other_shape(shape))
         # Tables are scored in double precision; 8-bit images stay as they are until a batch is drawn.
         if len(shape) == 1 or checked.dtype not in (np.uint8, np.float32):
             checked = checked.astype(np.float64, copy=False)
@@ -405,6 +416,16 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             self._check_values(checked, missing=missing and (not fitting or len(shape) == 1))
         return torch.from_numpy(np.require(checked, requirements=["C", "W"]))
 
+    def _check_images(self, X: Any) -> None:
+        """Refuse images of another shape, or for rows of a table: scikit-learn would count their channels."""
+        shape = tuple(getattr(X, "shape", ()))[1:]
+        if shape and shape != self.data_shape_ and 3 in (len(shape), len(self.data_shape_)):
+            raise InputError(self._of_other_shape(shape))
+
+    def _of_other_shape(self, shape: tuple[int, ...]) -> str:
+        name = type(self).__name__
+        return f"X has rows of shape {tuple(shape)}, but {name} is expecting {self.data_shape_} as in fit."
+
     def _encoded(self, X: Any, *, fitting: bool) -> Any:
         """Turn the text, categories and truth values of a table into numbers; leave all else as it is."""
         if fitting:
@@ -412,10 +433,19 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
             if frame is None:
                 return X
             self.columns_ = Columns.infer(frame, "X")
+        elif self.columns_ is None:
+            frame = mixed_frame(X)
+            if frame is None:
+                return X
+            columns = Columns.of_numbers(frame.columns)  # names the cell that is none
+            return pl.DataFrame(columns.encode(frame, _refuse_cell), schema=columns.features)
         else:
-            frame = None if self.columns_ is None else mixed_frame(X)
-            if frame is None or self.columns_ is None:
-                return X  # numbers, perhaps as they were encoded by whoever read them
+            frame = mixed_frame(X)
+            # Numbers alone may be what a table was encoded to, or a table whose text is all missing.
+            if frame is None and {*map(str, getattr(X, "columns", []))} != {*self.columns_.features}:
+                frame = plain_frame(X)
+            if frame is None:
+                return X
             owner = type(self).__name__
             for column in self.columns_.columns:
                 if column.is_used and column.name not in frame.columns:
@@ -460,35 +490,17 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
         )
 
 
+def _unmasked(X: Any) -> Any:
+    """Put NaN under the mask of a masked array, where any number may stand; refuse times."""
+    if isinstance(X, np.ma.MaskedArray):
+        return np.ma.filled(X.astype(np.float64), np.nan) if np.ma.is_masked(X) else X.data
+    if isinstance(X, np.ndarray) and X.dtype.kind in "mM":
+        raise InputError(f"X holds {X.dtype}, which has no density; turn it into numbers.")
+    return X
+
+
 def _refuse_cell(row: int, name: str, found: object, value: float) -> NoReturn:
-    raise InputError(f"X has {found!r} in row {row}, column {name!r}: expected a finite number.")
-
-
-def _completed(rows: Tensor, training: np.ndarray) -> Tensor:
-    """Put in the place of each NaN what the nearest training row that has the value has there."""
-    if not rows.is_floating_point() or not rows.isnan().any():
-        return rows
-    # The value of one neighbour, not a mean of several, which would shrink the column's spread.
-    imputer = make_pipeline(StandardScaler(), KNNImputer(n_neighbors=1, keep_empty_features=True))
-    values = rows.numpy()
-    known, donors = ~np.isnan(values), spread(training, MAX_DONORS)
-    unknown = ~known[donors].any(0)
-    donors = np.concatenate([donors, training[known[training][:, unknown].argmax(0)]])
-    with warnings.catch_warnings(action="ignore"):  # a column that no training row has becomes 0
-        scaled = imputer.fit(values[donors]).transform(values)
-        found = np.nan_to_num(imputer[0].inverse_transform(scaled))
-    return torch.from_numpy(np.where(np.isnan(values), found, values))
-
-
-def spread(numbers: np.ndarray, most: int) -> np.ndarray:
-    """Take some of the rows' numbers, at most so many, from all over, since a table may be sorted.
-
-    Examples
-    --------
-    >>> spread(np.arange(10), 4).tolist(), spread(np.arange(3), 4).tolist()
-    ([0, 3, 6, 9], [0, 1, 2])
-    """
-    return numbers[:: max(1, math.ceil(len(numbers) / most))]
+    raise InputError(f"X has {found!r} in row {row}, column {name!r}: expected {wanted(value)}.")
 
 
 def in_blocks(function: Callable[..., Tensor], *rows: Tensor, size: int) -> Tensor:

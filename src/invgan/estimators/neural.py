@@ -184,6 +184,7 @@ class NeuralDetector(AnomalyDetector):
         """Score alike on any device; by how many parameters, if not the networks', decides on threads."""
         device = self._home()
         with (
+            torch.inference_mode(False),
             torch.no_grad(),
             torch.autocast(device.type, enabled=False),
             repeatable(device),

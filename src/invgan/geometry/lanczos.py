@@ -4,11 +4,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vjp, vmap
+from torch.func import vjp, vmap
 
 from invgan.errors import InputError
 from invgan.geometry.jacobians import check_map, rows_per_block, values_per_row
-from invgan.geometry.tangents import LatentMap
+from invgan.geometry.tangents import LatentMap, derivative_along
 
 
 class VolumeEstimate(NamedTuple):
@@ -107,7 +107,7 @@ def _log_quadratures(f: LatentMap, z: Tensor, probes: Tensor, n_steps: int) -> T
     """vᵀ log(M) v for each probe and row, after all and after half of the Lanczos steps, (m, n, 2)."""
     d = z.shape[1]
     _, pull_back, *_ = vjp(f, z)
-    metric_times = vmap(lambda v: pull_back(jvp(f, (z,), (v,))[1])[0])
+    metric_times = vmap(lambda v: pull_back(derivative_along(f, z, v)[1])[0])
     current = (probes / d**0.5)[:, None].expand(-1, len(z), -1)  # m×n×d, of unit length
     basis: list[Tensor] = []
     diagonal, off_diagonal = [], []

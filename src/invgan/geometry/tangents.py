@@ -7,7 +7,10 @@ once per row for all of its tangents.
 """
 
 import math
+import threading
+import warnings
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -20,6 +23,8 @@ from invgan.networks.convolutional import CenterCrop
 from invgan.preprocess import AffineScaling
 
 LatentMap = Callable[[Tensor], Tensor]
+
+_ONE_AT_A_TIME = threading.RLock()
 
 Pushed = tuple[Tensor, Tensor]
 """Values (n, ...) and tangents (n·k, ...), or (k, ...) as long as they are the same for all rows."""
@@ -41,6 +46,30 @@ class Stacked:
 
     def __call__(self, z: Tensor) -> Tensor:
         return torch.cat([part(z).flatten(1) for part in self.parts], 1)
+
+
+def derivative_along(f: LatentMap, x: Tensor, tangent: Tensor) -> Pushed:
+    """Return f(x) and its derivative along a tangent, by ``torch.func.jvp``, in any thread.
+
+    PyTorch counts nested forward derivatives in one variable of the process: two threads at a time get wrong
+    numbers, or errors.
+
+    Examples
+    --------
+    >>> derivative_along(torch.square, torch.tensor([3.0]), torch.tensor([1.0]))
+    (tensor([9.]), tensor([6.]))
+    """
+    with _ONE_AT_A_TIME:
+        _compile_rules()
+        value, derivative, *_ = jvp(f, (x,), (tangent,))
+    return value, derivative
+
+
+@cache
+def _compile_rules() -> None:
+    """Have PyTorch make its rules, which it does at first use, without its warning about how it does."""
+    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+        jvp(torch.tanh, (torch.zeros(1),), (torch.ones(1),))
 
 
 def push(f: LatentMap, x: Tensor, tangents: Tensor, k: int) -> Pushed:
@@ -70,8 +99,10 @@ def per_row(tangents: Tensor, n: int, k: int) -> Tensor:
 
 def _by_autograd(f: LatentMap, x: Tensor, tangents: Tensor, k: int) -> Pushed:
     """Differentiate any function in forward mode, all tangents in one batch."""
-    along = vmap(lambda tangent: jvp(f, (x,), (tangent,))[1])(per_row(tangents, len(x), k).transpose(0, 1))
-    return f(x), along.transpose(0, 1).flatten(0, 1)
+    pushed = vmap(lambda tangent: derivative_along(f, x, tangent)[1])(
+        per_row(tangents, len(x), k).transpose(0, 1)
+    )
+    return f(x), pushed.transpose(0, 1).flatten(0, 1)
 
 
 # Rules. Each takes a layer, values, tangents and k; None where the layer's settings are beyond it.
@@ -105,7 +136,7 @@ def _dropout(layer: nn.Module, x: Tensor, tangents: Tensor, k: int) -> Pushed | 
 def _elementwise(layer: nn.Module, x: Tensor, tangents: Tensor, k: int) -> Pushed:
     """A function of each value alone: one derivative per value, shared by the row's tangents."""
     at = x.clone() if getattr(layer, "inplace", False) else x
-    y, slope, *_ = jvp(layer, (at,), (torch.ones_like(x),))
+    y, slope = derivative_along(layer, at, torch.ones_like(x))
     return y, (slope[:, None] * per_row(tangents, len(x), k)).flatten(0, 1)
 
 
