@@ -42,6 +42,7 @@ EXPERIMENTS = {
     "figure4": "table 3's AUROC class by class; --data mnist, cifar10 (section 4.3)",
     "table4": "detection on Arrhythmia by eight systems (section 4.3)",
     "decisions": "whether p-values and false discovery rates hold, and what contaminated rows cost",
+    "gaps": "what is learned from rows with missing values, filled in several ways",
     "explanations": "which columns of planted anomalies are named, beside SHAP",
     "estimates": "all estimates of log p(x) side by side, and beside the truth where it is known",
     "theorem1": "distance of what is learned to the noise-free distribution (section 3)",
