@@ -107,6 +107,13 @@ def test_a_score_does_not_depend_on_the_rows_around_it_nor_on_those_before(fitte
     assert np.array_equal(estimator.score_samples(X), together)
 
 
+@pytest.mark.parametrize("d", [5, 15])  # products of odd length are rounded by a row's place
+def test_a_score_by_support_vectors_does_not_depend_on_the_rows_around_it(d):
+    X = np.random.default_rng(0).normal(size=(200, d))
+    estimator, order = model("OneClassSVM").fit(X), np.random.default_rng(0).permutation(200)
+    assert np.array_equal(estimator.score_samples(X[order]), estimator.score_samples(X)[order])
+
+
 def test_scoring_changes_no_weight_and_no_buffer(fitted):
     estimator, draw = fitted
     before, randomness = tensors_of(estimator), torch.random.get_rng_state()

@@ -299,3 +299,18 @@ def test_lanczos_quadrature_refuses_too_few_probes_or_steps(name):
     assert str(raised.value) == (
         f"The {name!r} parameter of estimate_log_volume must be an int of at least 2. Got 1 instead."
     )
+
+
+@pytest.mark.parametrize(("d", "n_features"), [(5, 15), (7, 15), (15, 31), (5, 5), (7, 3)])
+def test_a_volume_does_not_depend_on_the_rows_around_it(d, n_features):
+    weight = torch.randn(n_features, generator=torch.Generator().manual_seed(0)).double()
+    one, other = torch.arange(n_features) % d, (torch.arange(n_features) + 1) % d
+
+    def f(z):
+        return torch.tanh(weight * z[:, one]) + torch.sin(z[:, other])
+
+    z = torch.randn(60, d, generator=torch.Generator().manual_seed(1)).double()
+    order = torch.randperm(60, generator=torch.Generator().manual_seed(2))
+    together, mixed = geometry.volume(f, z), geometry.volume(f, z[order])
+    assert together.singular_values.shape == (60, d)
+    assert torch.equal(mixed.singular_values, together.singular_values[order])

@@ -19,6 +19,7 @@ from invgan.errors import InputError, TrainingDivergedError
 from invgan.estimators import NeuralDetector, Split, check_shapes, spread
 from invgan.gan import REGRESSION_BETAS
 from invgan.likelihood import log_prior
+from invgan.networks import SteadyProducts
 from invgan.networks.convolutional import SMALLEST_SIDE
 from invgan.preprocess import AffineScaling, UnskewedScaling
 from invgan.training import Moved, Sample, Trainable, Update, own_global_noise
@@ -232,7 +233,7 @@ class DensityEstimator(NeuralDetector):
 
     def _score_rows(self, rows: Tensor) -> np.ndarray:
         noise = self.model_.noise if rows.dtype == torch.uint8 else 0
-        with self._scoring():
+        with self._scoring(), SteadyProducts():
             scores = self._blocks(lambda block: self._log_prob(self._prepare(block) + noise), rows)
         return (scores.double() + self.scaling_.log_derivative(rows).sum(-1)).cpu().numpy()
 

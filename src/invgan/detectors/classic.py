@@ -14,6 +14,7 @@ from sklearn.utils._param_validation import Interval, StrOptions
 from torch import Tensor
 
 from invgan.estimators import AnomalyDetector, Split, check_shapes, in_blocks, part_of
+from invgan.networks import steady_product
 from invgan.preprocess import AffineScaling
 
 BLOCK = 512
@@ -128,8 +129,10 @@ class OneClassSVM(_FittedByScikitLearn):
 
     def _score_scaled(self, rows: Tensor) -> Tensor:
         vectors = self.arrays_["support_vectors"]
-        squared = rows.square().sum(1, keepdim=True) - 2 * rows @ vectors.T + vectors.square().sum(1)
-        return torch.exp(-self.arrays_["gamma"] * squared.clamp_min(0)) @ self.arrays_["coefficients"]
+        products = steady_product(rows, vectors)
+        squared = rows.square().sum(1, keepdim=True) - 2 * products + vectors.square().sum(1)
+        kernels = torch.exp(-self.arrays_["gamma"] * squared.clamp_min(0))
+        return steady_product(kernels, self.arrays_["coefficients"][None])[:, 0]
 
     def _check_arrays(self) -> None:
         number = len(self.arrays_["coefficients"])

@@ -575,7 +575,8 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         Returns
         -------
         ndarray, shape of X
-            In nats; large where a feature is not what was expected, 0 where it is missing.
+            In nats; large where a feature is not what was expected, 0 where it is missing. A table with text
+            has the columns that it was encoded to, as in ``feature_names_in_``.
 
         Examples
         --------

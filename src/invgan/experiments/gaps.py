@@ -99,7 +99,7 @@ _LEVELS = {"below": f"p ≤ {LEVEL}", "below_with_gaps": f"p ≤ {LEVEL}, gaps"}
 
 
 def split(table: str, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Deal a table's rows: normal ones to learn from, and as many others as there is room for, with labels."""
+    """Deal a table's rows: normal ones to learn from, and others up to a number, with labels."""
     loaded = data.load(f"adbench/{table}")
     labels, rng = np.asarray(loaded.y), np.random.default_rng(seed)
     normal, abnormal = (rng.permutation(np.flatnonzero(labels == kind)) for kind in (0, 1))

@@ -142,7 +142,10 @@ def _singular_values(tangents: Tensor, *, single: bool) -> Tensor:
         squared = torch.linalg.eigvalsh((tangents.mT @ tangents).cpu()).flip(1)
         found = squared.clamp_min(0).sqrt()
     else:
-        found = torch.linalg.svdvals(torch.linalg.qr(tangents, mode="r").R.cpu())
+        # Matrices of odd sides round by their place in the batch; zeros add nothing but zeros at the end.
+        odd = (0, tangents.shape[2] % 2, 0, tangents.shape[1] % 2)
+        triangle = torch.linalg.qr(torch.nn.functional.pad(tangents, odd), mode="r").R.cpu()
+        found = torch.linalg.svdvals(triangle)[:, : min(tangents.shape[1:])]
     return torch.where(finite[..., 0], found.to(tangents.device), torch.nan)
 
 

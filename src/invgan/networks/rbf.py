@@ -4,24 +4,15 @@ import warnings
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from torch import Tensor, nn
 
+from invgan.networks.steady import steady_product
+
 MAX_CLUSTERED = 12_800
 """Latents that k-means looks at, chosen at random where there are more: 50 for each of 256 centres."""
-
-
-def steady_product(rows: Tensor, others: Tensor) -> Tensor:
-    """Multiply rows (m, k) by others (n, k) transposed, (m, n), each row alike wherever it stands.
-
-    Products of odd length round by a row's place in its block: a zero makes them even.
-    """
-    if rows.shape[-1] % 2:
-        rows, others = F.pad(rows, (0, 1)), F.pad(others, (0, 1))
-    return rows @ others.T
 
 
 class RBFVariance(nn.Module):
