@@ -26,6 +26,8 @@ def kind(values):
         (["1,234", "0,665", "2,345"], Column("b", "written")),  # a mistake, or all have decimal commas
         (["1", "2", "1,200"], Column("b", "written")),
         (["51'257", "1\u202f200", "\u22120.5"], Column("b", "written")),
+        (["5", "(12)"], Column("b", "written")),
+        (["(1)", "(2)"], Column("b", "category", ("(1)", "(2)"))),
         (["+49 205 843", "+49 205 844"], Column("b", "category", ("+49 205 843", "+49 205 844"))),
         (["1,2,3", "4,5,6"], Column("b", "category", ("1,2,3", "4,5,6"))),
         (["12 kg", "7 kg"], Column("b", "category", ("12 kg", "7 kg"))),
@@ -90,16 +92,19 @@ def test_a_column_of_dates_is_told_by_most_of_its_values():
 
 
 def test_written_numbers_are_the_numbers_that_they_stand_for():
-    frame = pl.DataFrame({"b": ["$1,234.50", "-$3", "9 $", "?", "+7", "1e3", "-1,234,567", "\u22123"]})
+    cells = ["$1,234.50", "-$3", "9 $", "?", "+7", "1e3", "-1,234,567", "\u22123", "(5,125.73)", "($ 8)"]
+    frame = pl.DataFrame({"b": cells})
     columns = Columns.infer(frame, "t.csv")
-    expected = [1234.5, -3, 9, np.nan, 7, 1000, -1234567, -3]
+    expected = [1234.5, -3, 9, np.nan, 7, 1000, -1234567, -3, -5125.73, -8]
     np.testing.assert_array_equal(columns.encode(frame)[:, 0], expected)
     again = Columns.from_json(columns.to_json())
     assert again == columns
     assert again.encode(pl.DataFrame({"b": [3.5]})).tolist() == [[3.5]]
 
 
-@pytest.mark.parametrize("cell", ["1,23", "12,34,567", "$", "%", "5 % 3", "$$3", "1,234,", "a1", "0,665"])
+@pytest.mark.parametrize(
+    "cell", ["1,23", "12,34,567", "$", "%", "5 % 3", "$$3", "1,234,", "a1", "0,665", "(-3)", "(3"]
+)
 def test_a_mistake_among_written_numbers_is_named(cell):
     columns = Columns.infer(pl.DataFrame({"b": ["1,234", "2,345", "3"]}), "t.csv")
     message = f"row 2, column 'b': found {cell!r}, expected a finite number."
@@ -129,6 +134,10 @@ def test_numbers_with_a_decimal_comma_are_refused():
     )
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         kind(["3,14", "-12,5", "0,665", "unknown"])
+    with pytest.raises(
+        InputError, match=r"^t\.csv, column 'b': holds numbers with a decimal comma such as 2"
+    ):
+        kind(["2.135,45", "1.200,00", "3,5"])
 
 
 def test_a_category_of_many_rare_values_is_named():

@@ -27,12 +27,14 @@ _DATE = (
     rf"{_MONTH} \d{{1,2}},? \d{{4}}|\d{{1,2}}[ -]{_MONTH}[ -]\d{{4}})([T ].*)?$"
 )
 _SIGN, _CURRENCY, _SEPARATORS = "[-+\u2212]", "[$€£¥]", "[,'\u2019\u00a0\u202f]"
-_WRITTEN = (
-    rf"^{_SIGN}?{_CURRENCY}?{_SIGN}? ?([1-9]\d{{0,2}}({_SEPARATORS}\d{{3}})+|\d+)(\.\d*)? ?({_CURRENCY}|%)?$"
-)
-"""A number as people write it: 24,977 or $58.45 or 82.6 % or −3, its minus no hyphen; not 0,665."""
+_DIGITS = rf"([1-9]\d{{0,2}}({_SEPARATORS}\d{{3}})+|\d+)(\.\d*)? ?({_CURRENCY}|%)?"
+_BRACKETED = rf"^\({_CURRENCY}? ?{_DIGITS}\)$"
+_WRITTEN = rf"^{_SIGN}?{_CURRENCY}?{_SIGN}? ?{_DIGITS}$|{_BRACKETED}"
+"""A number as people write it: 24,977 or $58.45 or 82.6 % or −3, its minus no hyphen; not 0,665.
+
+In brackets, as accounts have it, it is negative."""
 _UNIT = rf"({_CURRENCY}|%)"
-_DECIMAL_COMMA = r"^[-+]?\d+,\d+$"
+_DECIMAL_COMMA = r"^[-+]?(\d+|\d{1,3}(\.\d{3})+),\d+$"
 _ID_NAME = re.compile(r"(^|[_\W])(id|uuid|guid)$|[a-z]I[Dd]$", re.IGNORECASE)
 
 Refuse = Callable[[int, str, object, float], NoReturn]
@@ -302,7 +304,8 @@ def _inferred(series: pl.Series, place: object) -> Column:
         return Column(name, "empty")
     plain = known.cast(pl.Float64, strict=False).is_not_null()
     written = known.str.contains(_WRITTEN) & ~plain
-    if (plain | written).sum() > len(known) / 2:
+    # Where all are in brackets, these say nothing: (1) and (2) are names of notes.
+    if (plain | written).sum() > len(known) / 2 and not known.str.contains(_BRACKETED).all():
         _refuse_units(known.filter(plain | written), place)
         return Column(name, "written" if written.any() else "number")
     if (commas := known.filter(known.str.contains(_DECIMAL_COMMA))).len() > len(known) / 2:
@@ -362,7 +365,8 @@ def _encoded(series: pl.Series, column: Column, refuse: Refuse) -> np.ndarray:
         if text:
             # A column that had no units has none later either.
             written = known.str.contains(_WRITTEN) & ((column.kind == "written") | ~known.str.contains(_UNIT))
-            bare = known.str.replace_all(rf"{_CURRENCY}|{_SEPARATORS}|[% ]", "")
+            bare = known.str.replace(r"^\((.*)\)$", "-$1")
+            bare = bare.str.replace_all(rf"{_CURRENCY}|{_SEPARATORS}|[% ]", "")
             bare = bare.str.replace_all("\u2212", "-", literal=True)
             known = bare.zip_with(written.fill_null(False), known)
         numbers = known.cast(pl.Float64, strict=False)
