@@ -148,3 +148,13 @@ def test_the_page_on_tables_has_the_decisions_that_were_measured():
     assert cells[0] == measured["columns"]
     assert len(cells) > 2
     assert all(row in measured["rows"] for row in cells[2:])
+
+
+def test_the_page_on_tables_has_the_gaps_that_were_measured():
+    lines = (ROOT / "docs" / "tables.md").read_text().splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("| gaps filled"))
+    cells = [
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in lines[start : lines.index("", start)]
+    ]
+    measured = json.loads((ROOT / "results" / "gaps.json").read_text())["table"]
+    assert [cells[0], *cells[2:]] == [measured["columns"], *measured["rows"]]
