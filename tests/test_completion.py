@@ -110,3 +110,17 @@ def test_of_many_columns_those_that_say_something_predict(monkeypatch):
     X = full.copy()
     X[::3, 5] = np.nan
     assert np.abs(filled(X) - full)[::3, 5].mean() < 0.1
+
+
+@pytest.mark.parametrize(("most", "n_sweeps"), [(2000, 10), (39, 3), (5, 2)])
+def test_many_columns_are_gone_through_less_often(monkeypatch, most, n_sweeps):
+    visited, matched = [], completion._matched
+
+    def counted(scaled, columns, *rest):
+        visited.extend(columns)
+        return matched(scaled, columns, *rest)
+
+    monkeypatch.setattr(completion, "MAX_VISITS", most)
+    monkeypatch.setattr(completion, "_matched", counted)
+    filled(with_gaps(np.random.default_rng(0).normal(size=(50, 10))))
+    assert sorted(visited) == sorted(list(range(10)) * n_sweeps)

@@ -12,8 +12,10 @@ from torch import Tensor
 
 N_DONORS = 5
 """Rows, those of which the same is expected, that a value may be taken from."""
-N_SWEEPS = 10
+MAX_SWEEPS, FEWEST_SWEEPS = 10, 2
 """Times that every column is gone through: what is expected rests on what was filled in before."""
+MAX_VISITS = 2000
+"""Columns that are gone through in all, if they are not so many that two sweeps are more."""
 MAX_DONORS = 2000
 """Training rows that a column is predicted from, and taken from, at most."""
 MAX_PREDICTORS = 100
@@ -64,10 +66,12 @@ def completed(rows: Tensor, training: np.ndarray, seed: int) -> Tensor:
     with warnings.catch_warnings(action="ignore"):  # of columns that no training row has
         scaled = np.nan_to_num(StandardScaler().fit(values[training]).transform(values))
     filled = np.nan_to_num(values)
-    for columns, known in _blocks(~np.isnan(values)) * N_SWEEPS:
+    blocks = _blocks(~np.isnan(values), scaled[spread(training, MAX_DONORS)])
+    n_sweeps = max(FEWEST_SWEEPS, min(MAX_SWEEPS, MAX_VISITS // len(blocks)))
+    for columns, predictors, known in blocks * n_sweeps:
         donors, recipients = spread(training[known[training]], MAX_DONORS), np.flatnonzero(~known)
         if len(donors):
-            givers = donors[_matched(scaled, columns, donors, recipients, draws)]
+            givers = donors[_matched(scaled, columns, predictors, donors, recipients, draws)]
             for table in (scaled, filled):
                 table[np.ix_(recipients, columns)] = table[np.ix_(givers, columns)]
     return torch.from_numpy(filled)
@@ -84,24 +88,38 @@ def spread(numbers: np.ndarray, most: int) -> np.ndarray:
     return numbers[:: max(1, math.ceil(len(numbers) / most))]
 
 
-def _blocks(known: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Group the columns that have gaps by the rows that have them; those with the fewest gaps first."""
+def _blocks(known: np.ndarray, rows: np.ndarray) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Group the columns that have gaps by the rows that have them, those with the fewest gaps first.
+
+    With each group come the columns that are to predict it, and which rows have it.
+    """
     alike: dict[bytes, list[int]] = {}
     for j in np.flatnonzero(~known.all(0)).tolist():
         alike.setdefault(known[:, j].tobytes(), []).append(j)
-    blocks = [(np.array(columns), known[:, columns[0]]) for columns in alike.values()]
-    return sorted(blocks, key=lambda block: -block[1].sum())
+    centred = rows - rows.mean(0)
+    lengths = np.linalg.norm(centred, axis=0)
+    unit = centred / np.where(lengths > 0, lengths, 1)
+    correlation = np.abs(unit.T @ unit)
+    blocks = []
+    for group in alike.values():
+        columns = np.array(group)
+        strength = correlation[columns].max(0)
+        strength[columns] = -1
+        n_predictors = min(MAX_PREDICTORS, len(strength) - len(columns))
+        predictors = np.sort(np.argsort(-strength, kind="stable")[:n_predictors])
+        blocks.append((columns, predictors, known[:, columns[0]]))
+    return sorted(blocks, key=lambda block: -block[2].sum())
 
 
 def _matched(
     scaled: np.ndarray,
     columns: np.ndarray,
+    predictors: np.ndarray,
     donors: np.ndarray,
     recipients: np.ndarray,
     draws: np.random.Generator,
 ) -> np.ndarray:
-    """Choose a donor for each recipient, given every column of the scaled rows but these."""
-    predictors = _predictors(scaled[donors], columns)
+    """Choose a donor for each recipient, by what the predictors lead to expect in these columns."""
     if not len(predictors):
         return draws.integers(len(donors), size=len(recipients))
     regression = Ridge().fit(scaled[np.ix_(donors, predictors)], scaled[np.ix_(donors, columns)])
@@ -113,15 +131,3 @@ def _matched(
     n_near = min(N_DONORS, len(donors))
     near = NearestNeighbors(n_neighbors=n_near).fit(had).kneighbors(expected, return_distance=False)
     return near[np.arange(len(recipients)), draws.integers(n_near, size=len(recipients))]
-
-
-def _predictors(donors: np.ndarray, columns: np.ndarray) -> np.ndarray:
-    """Number the other columns, or those of them that the given ones are most correlated with."""
-    others = np.setdiff1d(np.arange(donors.shape[1]), columns)
-    if len(others) <= MAX_PREDICTORS:
-        return others
-    centred = donors - donors.mean(0)
-    lengths = np.linalg.norm(centred, axis=0)
-    unit = centred / np.where(lengths > 0, lengths, 1)
-    correlation = np.abs(unit[:, others].T @ unit[:, columns]).max(1)
-    return np.sort(others[np.argsort(-correlation, kind="stable")[:MAX_PREDICTORS]])
