@@ -1081,7 +1081,7 @@ def test_usage_mistakes(here, refused):
     )
     assert refused("reproduce", "figure9") == (
         "Invalid value: 'figure9' is none of figure2, table1, figure3, figure5, table3, figure4, table4, "
-        "decisions, explanations, estimates, theorem1, densities, detectors, ablation, digits; "
+        "decisions, gaps, explanations, estimates, theorem1, densities, detectors, ablation, digits; "
         "try 'invgan reproduce --help'."
     )
     assert refused("benchmark", "sped") == (
