@@ -28,7 +28,12 @@ def fitted():
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("riemannian", {}), ("laplace", {}), ("importance", {"n_samples": 10}), ("ais", {"n_samples": 4})],
+    [
+        ("riemannian", {}),
+        ("laplace", {}),
+        ("importance", {"n_samples": 10}),
+        ("ais", {"n_samples": 2, "n_temperatures": 5}),
+    ],
 )
 @pytest.mark.filterwarnings("ignore::invgan.errors.UnreliableEstimateWarning")
 def test_threads_get_the_likelihoods_that_one_gets(fitted, method, options):
@@ -36,7 +41,7 @@ def test_threads_get_the_likelihoods_that_one_gets(fitted, method, options):
         return fitted.log_likelihood(X[:10], method, **options).values
 
     expected = score()
-    for found in in_threads(score):
+    for found in in_threads(score, 8):
         np.testing.assert_array_equal(found, expected)
 
 
