@@ -31,6 +31,8 @@ from invgan.data.files import (
 from invgan.data.images import Images, holds_images, read_images
 from invgan.errors import InputError
 
+_UNREADABLE = (ArithmeticError, NotImplementedError, TypeError, ValueError, pl.exceptions.PolarsError)
+"""What polars, and PyArrow under it, raise of a pandas column that they have no type for."""
 BLOCK_CELLS = 2**19
 """Numbers in a block of rows, 4 MiB of them, whatever the number of columns."""
 BLOCK_ROWS = 512
@@ -405,13 +407,7 @@ def plain_frame(X: object) -> pl.DataFrame | None:
     for i, name in enumerate(names):
         try:
             columns.append(pl.Series(name, pl.from_pandas(table.iloc[:, i])))
-        except (
-            ArithmeticError,
-            NotImplementedError,
-            TypeError,
-            ValueError,
-            pl.exceptions.PolarsError,
-        ) as error:
+        except _UNREADABLE as error:
             reason = str(error).splitlines()[0].rstrip(".")
             raise InputError(
                 f"X, column {name!r}: cannot be read ({reason}); make all of its values of one type."
@@ -428,9 +424,9 @@ def _pandas_types(X: Any) -> list[Any]:
             "Expected a 2-dimensional container but got a pandas Series instead; give a table, such as "
             "X.to_frame()."
         )
-    names = [str(name) for name in X.columns]
-    for i, name in enumerate(names):
-        if (first := names.index(name)) < i:
+    places: dict[str, int] = {}
+    for i, name in enumerate(map(str, X.columns)):
+        if (first := places.setdefault(name, i)) < i:
             raise InputError(f"X: columns {first} and {i} are both named {name!r}; rename one.")
     return list(X.dtypes)
 
