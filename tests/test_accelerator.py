@@ -72,10 +72,11 @@ def test_images_have_components_for_all_training_rows(monkeypatch):
     np.testing.assert_allclose(model.score_samples(rows((1, 16, 16), 20, seed=1)), every, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", sorted(set(DETECTORS) - {"DAGMM"}))
-def test_a_step_that_is_played_back_does_what_it_did_when_it_was_issued(name, monkeypatch):
-    kind = getattr(detectors, name)
-    X, new = rows((1, 16, 16), 200), rows((1, 16, 16), 20, seed=1)
+@pytest.mark.parametrize("shape", [(5,), (1, 16, 16)], ids=["table", "images"])
+@pytest.mark.parametrize("name", sorted({*DETECTORS, *DENSITIES} - {"DAGMM", "FFJORD"}))
+def test_a_step_that_is_played_back_does_what_it_did_when_it_was_issued(name, shape, monkeypatch):
+    kind = getattr(detectors, name, None) or getattr(density, name)
+    X, new = rows(shape, 200), rows(shape, 20, seed=1)
     played = []
     play = training._RecordedStep.play
     monkeypatch.setattr(

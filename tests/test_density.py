@@ -411,9 +411,16 @@ def test_made_with_splines_gives_a_conditional_its_two_modes():
     assert short[False] == pytest.approx(math.log(0.5 * math.sqrt(1.01) / 0.1), abs=0.05)
 
 
+def test_a_long_training_validates_a_hundred_times():
+    made = model("MADE", max_steps=1).fit(bent(40))
+    for max_steps, every in ((20, 100), (10_000, 100), (30_000, 300)):
+        assert made.set_params(max_steps=max_steps)._schedule(32).validate_every == every
+
+
 def test_a_trace_of_many_terms_is_estimated_with_signs_that_stay():
     X = np.random.default_rng(0).normal(size=(40, 70))
     ffjord = model("FFJORD", max_steps=2).fit(X)
+    assert not ffjord.model_.recordable  # its steps depend on the rows
     assert np.array_equal(ffjord.score_samples(X), ffjord.score_samples(X))
     probes = ffjord.model_.flow.layers[0].probes
     assert probes.shape == (16, 70)

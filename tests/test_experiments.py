@@ -136,7 +136,7 @@ def test_theorem1_adds_up(tmp_path):
 # Points that are kept
 
 
-def test_an_interrupted_run_measures_only_what_is_missing(tmp_path):
+def test_an_interrupted_run_measures_only_what_is_missing(tmp_path, monkeypatch):
     path, keys, measured = tmp_path / "r.json", [{"d": d} for d in (1, 2, 3)], []
 
     def measure(d):
@@ -145,15 +145,18 @@ def test_an_interrupted_run_measures_only_what_is_missing(tmp_path):
         measured.append(d)
         return {"square": d * d}
 
+    monkeypatch.setattr("invgan.experiments.points.accelerator", lambda: None)
     with pytest.raises(KeyboardInterrupt):
         Record(path, {"steps": (4,)}, [0], quick=False).collect(keys, measure)
     unfinished = json.loads(path.read_text())
     assert (unfinished["complete"], [point["d"] for point in unfinished["points"]]) == (False, [1, 2])
     measured.append(None)
+    monkeypatch.setattr("invgan.experiments.points.accelerator", lambda: "a fast one")
     points = Record(path, {"steps": (4,)}, [0], quick=False).collect(keys, measure)
     assert measured == [1, 2, None, 3]
     assert [point["square"] for point in points] == [1, 4, 9]
     assert all(point["seconds"] >= 0 and "commit" in point for point in points)
+    assert [point["accelerator"] for point in points] == [None, None, "a fast one"]
 
 
 @pytest.mark.parametrize(
@@ -571,6 +574,9 @@ def test_table_3s_spread_is_over_classes_and_stars_mark_one_normal_class():
     assert rows["InvGAN as in the paper, riemannian"][2] == "0.6391 ± 0.0608"
     assert rows["InvGAN, aggregate"][2] == ""
     assert list(rows)[-1] == "OC-SVM*"
+    points = table_3_points()
+    assert table3._machines(points) == "one core"
+    assert table3._machines([points[0] | {"accelerator": name} for name in "ba"]) == "a or b"
     mnist = {row[0]: row[3] for row in table3.table_rows(table_3_points(), "mnist")}
     assert mnist["InvGAN as in the paper, riemannian"] == "0.7920 ± 0.0786"
     assert mnist["OC-SVM*"] == ""

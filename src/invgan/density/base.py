@@ -51,6 +51,7 @@ class FlowModel(Trainable):
 
     def __init__(self, flow: Bijection, data_shape: tuple[int, ...], level_width: float) -> None:
         super().__init__()
+        self.recordable = all(layer.recordable for layer in flow.modules() if isinstance(layer, Bijection))
         self.flow = flow
         self.data_shape = data_shape
         self.quantized = level_width > 0

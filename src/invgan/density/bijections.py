@@ -21,6 +21,9 @@ row far outside, where nothing was learned, ever further."""
 class Bijection(nn.Module, ABC):
     """An invertible map z = f(x), of rows to rows of the same size."""
 
+    recordable: bool = True
+    """Whether it is the same operations for any rows: see :class:`~invgan.training.Trainable`."""
+
     @abstractmethod
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return f(x) and log |det ∂f/∂x|, shape (n,)."""

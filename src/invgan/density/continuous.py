@@ -111,6 +111,7 @@ class Continuous(Bijection):
     Grathwohl et al. (2019), "FFJORD"; Chen et al. (2018), "Neural ordinary differential equations".
     """
 
+    recordable = False  # the rows' errors decide on the steps
     probes: Tensor
 
     def __init__(self, velocity: Velocity, data_shape: tuple[int, ...]) -> None:

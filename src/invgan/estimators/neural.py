@@ -32,6 +32,8 @@ from invgan.training import (
 )
 
 LEARNING_RATE = 1e-3
+MOST_VALIDATIONS = 100
+"""In a long training: more often, they would take more of its time than they tell."""
 SCORED_AT_ONCE = 256
 """Rows that an accelerator scores at once: fewer leave it waiting for the next."""
 
@@ -121,10 +123,12 @@ class NeuralDetector(AnomalyDetector):
     def _schedule(self, n_training: int) -> Schedule:
         shared = min(self._default_batch_size(), n_training) // self.processes * self.processes
         batch_size = self.batch_size or shared
+        max_steps = self.max_steps or self._default_max_steps(n_training, batch_size)
         return Schedule(
-            max_steps=self.max_steps or self._default_max_steps(n_training, batch_size),
+            max_steps=max_steps,
             batch_size=batch_size,
             learning_rate=self.learning_rate or self._default_learning_rate(),
+            validate_every=max(Schedule.validate_every, max_steps // MOST_VALIDATIONS),
             patience=self.patience,
         )
 

@@ -27,7 +27,7 @@ def provenance(*, seeds: Sequence[int]) -> dict[str, Any]:
         "hardware": {
             "processor": _processor(),
             "cores": os.cpu_count(),
-            "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+            "accelerator": accelerator(),
         },
         "versions": {
             "python": platform.python_version(),
@@ -35,6 +35,11 @@ def provenance(*, seeds: Sequence[int]) -> dict[str, Any]:
             "numpy": np.__version__,
         },
     }
+
+
+def accelerator() -> str | None:
+    """Name what this machine would train on beside its processor, if anything."""
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else None
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:

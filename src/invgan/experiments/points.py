@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from invgan.experiments.common import COMMIT, provenance, write_results
+from invgan.experiments.common import COMMIT, accelerator, provenance, write_results
 
 Point = dict[str, Any]
 
@@ -58,13 +58,13 @@ class Record:
         Returns
         -------
         list of dict
-            In the order of the keys, each with its key, what was measured, the seconds that it took and the
-            commit.
+            In the order of the keys, each with its key, what was measured, the seconds that it took, the
+            commit and the accelerator: a long run may have gone on with other code, on another machine.
         """
         keys, points = list(keys), self.unfinished()
         missing = [key for key in keys if not any(_is_at(key, point) for point in points)]
         for key, measured in _measure_all(missing, measure, processes):
-            points.append({**key, **measured, "commit": COMMIT})
+            points.append({**key, **measured, "commit": COMMIT, "accelerator": accelerator()})
             self.write(points, complete=False)
         return [point for key in keys for point in points if _is_at(key, point)]
 

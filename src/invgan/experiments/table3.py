@@ -204,8 +204,7 @@ def run(
             f"{setting.batch_size}; {_count(setting.test_rows)} images of all classes test; "
             f"{len(setting.seeds)} seed(s).",
             "* one normal class, the others abnormal; otherwise one abnormal class, the others normal.",
-            f"fit, s and score, s: for one class, on {'one core' if device == 'cpu' else device}, "
-            f"{processes} fits side by side.",
+            f"fit, s and score, s: for one class, on {_machines(points)}, {processes} fits side by side.",
             f"Data: {dataset.note}",
         ],
         reduced=quick or device == "cpu",
@@ -354,6 +353,11 @@ def _padded(data: str) -> named.Dataset:
         dataset.y_test,
         note=dataset.note,
     )
+
+
+def _machines(points: Sequence[Point]) -> str:
+    """Name what the points were measured on; those of before they had such an entry, on a CPU."""
+    return " or ".join(sorted({point.get("accelerator") or "one core" for point in points}))
 
 
 def _count(number: int | None) -> str:
