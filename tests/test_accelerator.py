@@ -12,6 +12,8 @@ pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch f
 
 DETECTORS = ("InvGAN", "DSEBM", "DAGMM", "AnoGAN", "EGBAD", "GANomaly", "ALAD", "VAE")
 DENSITIES = ("RealNVP", "Glow", "FFJORD", "MADE", "MAF", "FlowGAN", "FlowVAE")
+COUPLINGS = ("RealNVP", "Glow", "FlowGAN", "FlowVAE")
+"""Those that have zuko's couplings for tables, whose steps cannot be recorded."""
 SMALL = {"max_steps": 20, "batch_size": 32, "random_state": 0}
 
 
@@ -82,9 +84,11 @@ def test_a_step_that_is_played_back_does_what_it_did_when_it_was_issued(name, sh
     monkeypatch.setattr(
         training._RecordedStep, "play", lambda step, draw: played.append(draw) or play(step, draw)
     )
-    model = kind(**SMALL | {"max_steps": 110}).fit(X)
-    assert len(played) == 11  # from step 100 on, when the average of the weights has its final decay
+    model = kind(**SMALL).fit(X)
+    assert len(played) == (
+        0 if name in COUPLINGS and shape == (5,) else SMALL["max_steps"] - training.WARM_UP
+    )
     monkeypatch.setattr(training._Run, "_is_recordable", lambda run, minibatches: False)
-    issued = kind(**SMALL | {"max_steps": 110}).fit(X)
+    issued = kind(**SMALL).fit(X)
     assert model.history_.losses == issued.history_.losses
     assert np.array_equal(model.score_samples(new), issued.score_samples(new))

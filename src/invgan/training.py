@@ -374,19 +374,19 @@ def _run(
     checkpointing: Checkpointing | None,
 ) -> History:
     device = fabric.device
-    model.to(device).train()
-    if isinstance(prepare, nn.Module):
-        prepare = copy.deepcopy(prepare).to(device)
-    if rows.nbytes <= MAX_RESIDENT:
-        rows = rows.to(device)
-    minibatches = _Minibatches(rows, numbers, prepare, schedule.batch_size, seed, fabric)
-    held_out = None if validation_rows is None else validation_rows.to(device)
-
     with (
         threads_for(n_parameters(model), device),
         repeatable(device),
         own_global_noise(seed, device) as global_noise,
+        _own_stream(device),
     ):
+        model.to(device).train()
+        if isinstance(prepare, nn.Module):
+            prepare = copy.deepcopy(prepare).to(device)
+        if rows.nbytes <= MAX_RESIDENT:
+            rows = rows.to(device)
+        minibatches = _Minibatches(rows, numbers, prepare, schedule.batch_size, seed, fabric)
+        held_out = None if validation_rows is None else validation_rows.to(device)
         run = _Run(model, schedule, seed, fabric, global_noise)
         if checkpointing is not None:
             run.restore_or_save(checkpointing)
@@ -410,7 +410,7 @@ def _run(
                 where = f"; the same fit continues from {checkpointing.path}" if checkpointing else ""
                 raise KeyboardInterrupt(f"stopped after step {run.step} of {schedule.max_steps}{where}")
         run.finish()
-    model.cpu().eval()
+        model.cpu().eval()
     return run.history
 
 
@@ -451,7 +451,10 @@ class _Run:
             torch.optim.Adam(update, fused=fabric.device.type in ("cpu", "cuda"), capturable=on_gpu)
             for update in groups
         ]
-        if on_gpu:  # a step that is played back reads its learning rates where they were
+        self.fading: Tensor | None = None
+        """What is taken away of the average at a step, on an accelerator."""
+        if on_gpu:  # a step that is played back reads what changes from step to step where it was
+            self.fading = torch.zeros((), device=fabric.device)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = torch.zeros((), device=fabric.device)
@@ -490,9 +493,7 @@ class _Run:
 
     def _is_recordable(self, minibatches: _Minibatches) -> bool:
         resident = minibatches.device.type == "cuda" and self.fabric.world_size == 1
-        # By then the average of the weights has its final decay, and what is made at first use is made.
-        settled = self.step >= WARM_UP and 1 - 1 / (self.step + 1) >= self.schedule.averaging
-        return self.model.recordable and resident and settled
+        return self.model.recordable and resident and self.step >= WARM_UP
 
     def take_step(self, next_rows: Callable[[], Tensor]) -> Tensor:
         """Go through all updates and average the weights; return the losses."""
@@ -509,6 +510,8 @@ class _Run:
         return torch.stack(losses)
 
     def _set_rates(self) -> None:
+        if self.fading is not None:
+            self.fading.fill_(self._share_of_last())
         progress = self.step / self.schedule.max_steps
         decay = (1 + math.cos(math.pi * progress)) / 2 if self.schedule.learning_rate_decay else 1.0
         for optimizer, modules in zip(self.optimizers, self.moved, strict=True):
@@ -541,11 +544,19 @@ class _Run:
         means = self.fabric.all_reduce(joined, reduce_op="mean").split([tensor.numel() for tensor in tensors])
         return [mean.view(tensor.shape) for mean, tensor in zip(means, tensors, strict=True)]
 
+    def _share_of_last(self) -> float:
+        """What share of the average the last weights get."""
+        # A plain mean over the first steps, so that the initial weights leave no trace.
+        return 1 - min(self.schedule.averaging, 1 - 1 / (self.step + 1))
+
     @torch.no_grad()
     def _average(self) -> None:
-        # A plain mean over the first steps, so that the initial weights leave no trace.
-        decay = min(self.schedule.averaging, 1 - 1 / (self.step + 1))
-        torch._foreach_lerp_(self.averages, self.weights, 1 - decay)
+        if self.fading is None:
+            torch._foreach_lerp_(self.averages, self.weights, self._share_of_last())
+        else:
+            changes = torch._foreach_sub(self.weights, self.averages)
+            torch._foreach_mul_(changes, self.fading)
+            torch._foreach_add_(self.averages, changes)
         for average, current in zip(self.averaged.buffers(), self.model.buffers(), strict=True):
             average.copy_(current)
 
@@ -672,7 +683,7 @@ class _RecordedStep:
         numbers = iter(self.numbers)
         self.graph = torch.cuda.CUDAGraph()
         self.graph.register_generator_state(run.noise)
-        with torch.cuda.graph(self.graph):
+        with torch.cuda.graph(self.graph, stream=torch.cuda.current_stream()):
             self.losses = run.take_step(lambda: minibatches.rows(next(numbers)))
 
     def play(self, first_draw: int) -> Tensor:
@@ -821,6 +832,24 @@ def repeatable(device: torch.device) -> Iterator[None]:
     """Keep a GPU's convolutions from adding up in an order that changes from run to run."""
     with _DETERMINISTIC.held() if device.type == "cuda" else contextlib.nullcontext():
         yield
+
+
+@contextlib.contextmanager
+def _own_stream(device: torch.device) -> Iterator[None]:
+    """Issue operations to a stream of their own, the one that is recorded later.
+
+    What libraries set up at first use they set up for each stream, and refuse to while one is recorded.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    stream, surrounding = torch.cuda.Stream(device), torch.cuda.current_stream(device)
+    stream.wait_stream(surrounding)
+    try:
+        with torch.cuda.stream(stream):
+            yield
+    finally:
+        surrounding.wait_stream(stream)
 
 
 @contextlib.contextmanager

@@ -236,7 +236,8 @@ class DensityEstimator(NeuralDetector):
         noise = self.model_.noise if rows.dtype == torch.uint8 else 0
         with self._scoring(), SteadyProducts():
             scores = self._blocks(lambda block: self._log_prob(self._prepare(block) + noise), rows)
-        return (scores.double() + self.scaling_.log_derivative(rows).sum(-1)).cpu().numpy()
+        log_abs_det = self.scaling_.log_derivative(rows.to(scores.device)).sum(-1)
+        return (scores.double() + log_abs_det).cpu().numpy()
 
     def _log_prob(self, scaled: Tensor) -> Tensor:
         """Return log p of scaled rows; each by itself."""

@@ -101,7 +101,9 @@ def coupling(n_features: int, index: int, hidden: list[int], *, spline: bool) ->
     """
     build = import_zuko().flows.GeneralCouplingTransform
     mask = _order(n_features, index) % 2 == index % 2
-    return ZukoLayer(build(n_features, mask=mask, hidden_features=hidden, **_univariate(spline)))
+    layer = ZukoLayer(build(n_features, mask=mask, hidden_features=hidden, **_univariate(spline)))
+    layer.recordable = False  # zuko's looks at its mask in every step
+    return layer
 
 
 def _spread_degrees(network: nn.Module, order: Tensor) -> None:

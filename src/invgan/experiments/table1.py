@@ -93,9 +93,8 @@ PATIENCE = 10
 """Validations, one every 100 steps, without a new best after which a rival's training ends."""
 SHARING = 4
 """Fits that share an accelerator."""
-PROBES = {"cpu": (100, 300), "cuda": (300, 600)}
-"""Steps of two short fits that tell what a step costs, validations included; an accelerator's first hundred,
-and the recording that comes after them, are in both."""
+PROBES = (100, 300)
+"""Steps of two short fits that tell what a step costs, validations included."""
 MOST_TO_WARM_UP = 1 / 8
 """Share of the time that a first fit of so few steps may take; else it tells by itself what a step costs."""
 CONVOLUTIONAL = ("RealNVP", "Glow", "FFJORD", "FlowGAN", "FlowVAE")
@@ -226,8 +225,7 @@ def _measure(data: str, setting: Setting, system: str, seed: int) -> Point:
     max_steps = setting.max_steps
     if setting.hours is not None:
         seconds = 3600 * setting.hours / (len(SYSTEMS) * len(setting.seeds))
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-        max_steps = affordable_steps(lambda steps: fit(task, steps, seed), seconds, PROBES[device])
+        max_steps = affordable_steps(lambda steps: fit(task, steps, seed), seconds)
     start = time.perf_counter()
     model = fit(task, max_steps, seed)
     training_seconds = time.perf_counter() - start
@@ -249,9 +247,7 @@ def _measure(data: str, setting: Setting, system: str, seed: int) -> Point:
     }
 
 
-def affordable_steps(
-    fit: Callable[[int], object], seconds: float, probes: tuple[int, int] = PROBES["cpu"]
-) -> int:
+def affordable_steps(fit: Callable[[int], object], seconds: float) -> int:
     """Count the steps that a fit has time for, from what two short fits take.
 
     Parameters
@@ -260,8 +256,6 @@ def affordable_steps(
         Trains for so many steps.
     seconds : float
         The time that one fit shall take, what it does before and after its steps included.
-    probes : (int, int)
-        Steps of the two.
 
     Examples
     --------
@@ -270,7 +264,7 @@ def affordable_steps(
     >>> affordable_steps(lambda steps: None, 0.0)
     100
     """
-    few, more = probes
+    few, more = PROBES
 
     def taken(steps: int) -> float:
         start = time.perf_counter()
