@@ -417,6 +417,17 @@ def test_a_long_training_validates_a_hundred_times():
         assert made.set_params(max_steps=max_steps)._schedule(32).validate_every == every
 
 
+def test_validations_take_a_tenth_of_the_training_at_most():
+    made = model("MADE", max_steps=1).fit(bent(40)).set_params(max_steps=2000)
+    for n_training, batch_size, every in (
+        (40_000, 512, 100),
+        (40_000, 20, 834),
+        (400_000, 20, 834),
+        (900, 2, 187),
+    ):
+        assert made.set_params(batch_size=batch_size)._schedule(n_training).validate_every == every
+
+
 def test_a_trace_of_many_terms_is_estimated_with_signs_that_stay():
     X = np.random.default_rng(0).normal(size=(40, 70))
     ffjord = model("FFJORD", max_steps=2).fit(X)

@@ -47,6 +47,8 @@ class Split:
     training: np.ndarray
     validation: np.ndarray
     calibration: np.ndarray
+    most: ClassVar[int] = 5000
+    """Rows that are held out for validation, and for calibration."""
 
     @classmethod
     def draw(cls, n_rows: int, seed: int) -> "Split":
@@ -56,8 +58,8 @@ class Split:
         stays within a third of all rows.
         """
         order = np.random.default_rng([seed, 0]).permutation(n_rows)
-        n_calibration = min(max(round(0.1 * n_rows), min(19, n_rows // 3)), 5000)
-        n_validation = min(max(round(0.1 * n_rows), 1), 5000)
+        n_calibration = min(max(round(0.1 * n_rows), min(19, n_rows // 3)), cls.most)
+        n_validation = min(max(round(0.1 * n_rows), 1), cls.most)
         return cls(
             training=np.sort(order[n_calibration + n_validation :]),
             validation=np.sort(order[n_calibration : n_calibration + n_validation]),

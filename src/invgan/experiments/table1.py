@@ -90,15 +90,15 @@ IMAGES = {
 }
 QUICK = Setting(300, 40, 20, 100, 20, (0,))
 PATIENCE = 10
-"""Validations, one every 100 steps, without a new best after which a rival's training ends."""
+"""Validations without a new best after which a rival's training ends."""
 SHARING = 4
 """Fits that share an accelerator."""
 PROBES = (100, 300)
-"""Steps of two short fits that tell what a step costs, validations included."""
+"""Steps of two short fits that tell what a step costs, but for the validations of a long one, a tenth more."""
 MOST_TO_WARM_UP = 1 / 8
 """Share of the time that a first fit of so few steps may take; else it tells by itself what a step costs."""
 CONVOLUTIONAL = ("RealNVP", "Glow", "FFJORD", "FlowGAN", "FlowVAE")
-SMALL_BATCH = 64
+SMALL_BATCH = 32
 """Images in a minibatch of these without an accelerator, on which a step of 512 takes up to ten seconds."""
 
 
@@ -159,7 +159,7 @@ def run(
         short fits first, which come on top, and it trains for as many steps as there is time for. By default
         the digits are trained until they stop to improve, images for 4.5 hours, half an hour on a CPU. On an
         accelerator four fits run at a time, and share it; without one convolutional flows have minibatches of
-        64 images in place of 512.
+        32 images in place of 512.
     systems : sequence of str, optional
         Some of the systems; by default all. What an unfinished run has is kept: it is finished once it has
         all systems.
