@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from invgan import InvGAN
-from invgan.density import MAF
+from invgan.density import MAF, Glow, RealNVP
 from invgan.detectors import DAGMM, AnoGAN, OneClassSVM
 from invgan.training import own_global_noise, repeatable, single_precision
 
@@ -106,6 +106,21 @@ def test_a_fit_and_its_scores_are_the_same_in_any_mode(around, detector):
     expected = fit_and_score()
     with around():
         np.testing.assert_array_equal(fit_and_score(), expected)
+
+
+@pytest.mark.parametrize(("flow", "n_layers"), [(Glow, 2), (RealNVP, 1)])
+def test_low_precision_learns_what_single_precision_does(flow, n_layers):
+    levels = np.random.default_rng(0).integers(0, 256, (80, 1, 4, 4)).repeat(4, 2).repeat(4, 3)
+    images = (levels // 2 + np.random.default_rng(1).integers(0, 128, (80, 1, 16, 16))).astype(np.uint8)
+
+    def learned(precision, max_steps=60):
+        model = flow(
+            n_layers, width=8, max_steps=max_steps, batch_size=16, precision=precision, random_state=0
+        )
+        return model.fit(images).history_.validation_scores[-1]
+
+    gained = learned("32-true") - learned("32-true", max_steps=1)
+    assert learned("bf16-mixed") == pytest.approx(learned("32-true"), abs=0.01 * gained)
 
 
 def test_a_fit_is_the_same_whatever_numbers_are_by_default():

@@ -500,9 +500,11 @@ class _Run:
         sample = Sample(next_rows, self.noise, self.schedule.batch_size, _share(self.fabric))
         losses = []
         for index, (update, parameters) in enumerate(zip(self.updates, self.parameters, strict=True)):
-            # Autocast is entered per update: around the whole loop it would keep stale low-precision weights.
             with self.fabric.autocast():
                 loss = update.loss(sample)
+            # Weights in low precision are kept until the outermost autocast ends, and that may be one around
+            # the fit: the next step would be taken from the first one's weights.
+            torch.clear_autocast_cache()
             # Gradients are taken for these parameters only: the other networks' are not even computed.
             gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
             losses.append(self._apply(index, loss.detach(), gradients))

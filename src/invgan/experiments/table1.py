@@ -94,7 +94,7 @@ PATIENCE = 10
 SHARING = 4
 """Fits that share an accelerator."""
 PROBES = (100, 300)
-"""Steps of two short fits that tell what a step costs, but for the validations of a long one, a tenth more."""
+"""Steps of two short fits that tell what a step costs. A long one's validations take a tenth more."""
 MOST_TO_WARM_UP = 1 / 8
 """Share of the time that a first fit of so few steps may take; else it tells by itself what a step costs."""
 CONVOLUTIONAL = ("RealNVP", "Glow", "FFJORD", "FlowGAN", "FlowVAE")
