@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet
@@ -175,7 +176,12 @@ def test_one_row_is_enough_when_the_caller_says_so(tmp_path: Path) -> None:
         ("", "t.csv: is empty; write the data to it again."),
         ("\n1,2\n", "t.csv: line 1 is blank, expected column names or numbers; remove the line."),
         ("a,b,a\n1,2,3\n4,5,6\n", "t.csv: columns 1 and 3 are both named 'a'; rename one."),
-        (",a\n0,2\n1,5\n", "t.csv, column 1: has no name; name it, or drop it if it is a row index."),
+        ("a,,b\n0,2,1\n1,5,1\n", "t.csv, column 2: has no name; name it."),
+        (",,b\n0,2,1\n1,5,1\n", "t.csv, column 2: has no name; name it."),
+        (
+            "a b c\n1 2 x\n3 4 y\n",
+            "t.csv: fields are not separated by commas; save it as comma-separated values.",
+        ),
         ("a;b\n1;2\n3;4\n", "t.csv: fields are not separated by commas; save it as comma-separated values."),
         ("a|b\n1|2\n3|4\n", "t.csv: fields are not separated by commas; save it as comma-separated values."),
         (
@@ -195,6 +201,22 @@ def test_one_row_is_enough_when_the_caller_says_so(tmp_path: Path) -> None:
 )
 def test_every_flaw_of_a_csv_gets_its_line(tmp_path: Path, text: str | bytes, message: str) -> None:
     assert csv_refusal(tmp_path, text) == message
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_column_that_names_the_rows_is_left_out(tmp_path: Path, suffix: str) -> None:
+    path, index = tmp_path / f"t{suffix}", ["ann", "bob", "cid"]
+    frame = pd.DataFrame(X, columns=["a", "b"], index=index)
+    frame.to_csv(path) if suffix == ".csv" else frame.to_parquet(path)
+    table = read_table(path, columns=Infer())
+    assert (table.feature_names, table.has_row_names) == (["a", "b"], True)
+    np.testing.assert_array_equal(table.X, X)
+    assert not read_table(path, columns=table.columns).unknown
+    bare = tmp_path / "bare.csv"
+    frame.to_csv(bare, index=False)
+    plain = read_table(bare, columns=table.columns)
+    assert not plain.has_row_names
+    np.testing.assert_array_equal(plain.X, X)
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz"])

@@ -429,6 +429,8 @@ def fit(
             f"Kept {len(rows.X):,} of {len(rows.X) + rows.n_left_out:,} rows, drawn at random; "
             f"training sees {detector.history_.steps[-1] * Schedule.batch_size:,}."
         )
+    if isinstance(rows, Table) and rows.has_row_names:
+        print("Left out, as it names the rows: the column without a name of its own.")
     if isinstance(rows, Table) and not rows.has_own_names and data.suffix.lower() == ".csv":
         print(
             "The first line holds numbers only, so it counts as a row, and columns go by their place; if it "

@@ -41,6 +41,8 @@ CSV_PIECE = 2**22
 """Bytes of a CSV file that are parsed at a time."""
 SAMPLE_ROWS = 250_000
 """Rows that a sample keeps, at most: of those not held out 1,500 steps of 64 rows see fewer, 96,000."""
+ROW_NAMES = ("", "__index_level_0__")
+"""What pandas, and R, call a column that names the rows, in CSV and in Parquet."""
 SAMPLE_CELLS = 2**25
 """Numbers that a sample keeps, at most, a quarter of a GiB of them, unless 512 rows have more."""
 
@@ -67,6 +69,8 @@ class Table:
         Rows of the file that are not in the sample of it, if one was asked for.
     has_own_names : bool
         Whether the names are the file's, not made up by the reader.
+    has_row_names : bool
+        Whether a column that names the rows, as pandas and R write it, was left out.
     """
 
     X: np.ndarray
@@ -77,6 +81,7 @@ class Table:
     unknown: dict[str, set[str]] = field(default_factory=dict)
     n_left_out: int = 0
     has_own_names: bool = True
+    has_row_names: bool = False
 
 
 @dataclass(frozen=True)
@@ -115,8 +120,8 @@ class _Source:
 
     @property
     def features(self) -> list[str]:
-        """The other columns."""
-        return [name for name in self.names if name != self.label]
+        """The other columns, but for one that names the rows."""
+        return [name for name in self.names if name not in (self.label, *ROW_NAMES)]
 
 
 def read_table(
@@ -130,7 +135,8 @@ def read_table(
     """Read a table of numbers from a .csv, .parquet, .npz or .npy file.
 
     CSV is comma-separated UTF-8; its first row is the header unless every field of it is a number, in which
-    case the columns are called x0, x1, … as they are in .npz and .npy files. An .npz file holds ``X`` and
+    case the columns are called x0, x1, … as they are in .npz and .npy files. A first column without a name
+    names the rows, as in what pandas and R write, and is left out. An .npz file holds ``X`` and
     perhaps ``y``, or a single array under any name. Booleans count as 0 and 1. Rows are counted from 1,
     without the header.
 
@@ -185,6 +191,7 @@ def read_table(
         _table(source, frame, columns, numbers),
         n_left_out=n_rows - len(numbers),
         has_own_names=source.has_own_names,
+        has_row_names=not {*ROW_NAMES}.isdisjoint(source.names),
     )
     y = frame[source.label] if source.label is not None else source.y
     if y is None:
@@ -441,14 +448,14 @@ def _open(path: Path, label: str | None, columns: Columns | Infer | None) -> _So
     source = openers[suffix](path, label)
     if label is not None and source.y is None:
         if label not in source.names:
-            raise InputError(f"{path}: has no column {label!r}; it has {listed(source.names)}.")
+            raise InputError(f"{path}: has no column {label!r}; it has {listed(source.features)}.")
         source = replace(source, label=label)
     if isinstance(columns, Infer):
         for name in columns.drop:
             if name == source.label:
                 raise InputError(f"{path}: column {name!r} is the label, and is left out as it is.")
             if name not in source.features:
-                raise InputError(f"{path}: has no column {name!r} to drop; it has {listed(source.names)}.")
+                raise InputError(f"{path}: has no column {name!r} to drop; it has {listed(source.features)}.")
     if not source.features:
         raise InputError(f"{path}: has no column of features; add at least one.")
     return _matched(source, columns) if isinstance(columns, Columns) else source
@@ -785,13 +792,20 @@ def _csv_names(path: Path) -> tuple[list[str], bool]:
     _, first = next(_csv_records(path), (1, []))
     if not first:
         raise InputError(f"{path}: line 1 is blank, expected column names or numbers; remove the line.")
-    if len(first) == 1 and any(separator in first[0] for separator in ";\t|"):
+    if len(first) == 1 and (any(mark in first[0] for mark in ";\t|") or _is_separated_by_blanks(path)):
         raise InputError(f"{path}: fields are not separated by commas; save it as comma-separated values.")
     values = [field for field in first if field.strip().lower() not in MISSING]
     header = not values or not all(_is_number(field) for field in values)
     names = [field.strip() for field in first] if header else [f"x{i}" for i in range(len(first))]
     _check_names(path, names)
     return names, header
+
+
+def _is_separated_by_blanks(path: Path) -> bool:
+    """Whether the first two lines of a file without commas have as many words, numbers below the names."""
+    words = [fields[0].split() for _, fields in itertools.islice(_csv_records(path), 2) if fields]
+    numbers = [_is_number(word) for word in words[-1]]
+    return len(words) == 2 and len(words[0]) == len(words[1]) > 1 and any(numbers)
 
 
 def _csv_records(path: Path) -> Iterator[tuple[int, list[str]]]:
@@ -828,12 +842,10 @@ def _refuse_ragged(path: Path) -> None:
 
 
 def _check_names(path: Path, names: list[str]) -> None:
-    """Refuse unnamed and repeated columns."""
+    """Refuse unnamed columns but for a first one, and repeated ones."""
     for i, name in enumerate(names):
-        if not name:
-            raise InputError(
-                f"{path}, column {i + 1}: has no name; name it, or drop it if it is a row index."
-            )
+        if not name and (i or len(names) == 1):
+            raise InputError(f"{path}, column {i + 1}: has no name; name it.")
         if (first := names.index(name)) < i:
             raise InputError(f"{path}: columns {first + 1} and {i + 1} are both named {name!r}; rename one.")
 
