@@ -287,7 +287,8 @@ class LatentDetector(ClassNamePrefixFeaturesOutMixin, TransformerMixin, NeuralDe
         """Average a pixel's part in the scores of training images, each without its own component."""
         which = torch.from_numpy(spread(np.arange(len(self.mixture_.centers)), MAX_TYPICAL))
         scaled = self.mixture_.centers[which].view(-1, *self.data_shape_)
-        scores = self._log_likelihood(self.scaling_.inverse(scaled), method, Search(), omitted=which).values
+        images = self.scaling_.inverse(scaled).cpu()
+        scores = self._log_likelihood(images, method, Search(), omitted=which).values
         return float(scores.mean()) / math.prod(self.data_shape_)
 
     def _judge_features(
