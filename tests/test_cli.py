@@ -663,6 +663,20 @@ def messy(n, pet="cat"):
     return MESSY.format(rows="\n".join(lines)) + "\n"
 
 
+def test_a_column_that_names_the_rows_is_left_out_and_said_to_be(here, capsys):
+    X = np.random.default_rng(0).normal(size=(40, 2)).tolist()
+    named = "".join(f"{i},{a},{b}\n" for i, (a, b) in enumerate(X))
+    Path("named.csv").write_text(f",a,b\n{named}")
+    Path("bare.csv").write_text("a,b\n" + "".join(f"{a},{b}\n" for a, b in X))
+    said = "Left out, as it names the rows: the column without a name of its own.\n"
+    for file, is_said in (("named", True), ("bare", False)):
+        assert main(["fit", f"{file}.csv", "--out", file, *QUICK]) == 0
+        assert (said in capsys.readouterr().out) == is_said
+        assert main(["score", "named", f"{file}.csv", "--out", f"{file}_scores.csv"]) == 0
+        capsys.readouterr()
+    assert Path("named_scores.csv").read_bytes() == Path("bare_scores.csv").read_bytes()
+
+
 def test_a_messy_table_is_fitted_and_what_was_found_is_said_and_kept(here, capsys):
     Path("t.csv").write_text(messy(60))
     assert main(["fit", "t.csv", "--out", "m", "--drop", "when", *QUICK]) == 0

@@ -840,7 +840,8 @@ def repeatable(device: torch.device) -> Iterator[None]:
 def _own_stream(device: torch.device) -> Iterator[None]:
     """Issue operations to a stream of their own, the one that is recorded later.
 
-    What libraries set up at first use they set up for each stream, and refuse to while one is recorded.
+    After steps in another one, the recording of convolutional flows failed: presumably libraries set up what
+    they need for each stream at first use, which is refused while it is recorded.
     """
     if device.type != "cuda":
         yield
