@@ -5,11 +5,12 @@ import functools
 import math
 import re
 import sys
+from statistics import NormalDist
 
 import numpy as np
 import pytest
 import torch
-from scipy.stats import chisquare
+from scipy.stats import chisquare, kstest
 from sklearn.utils.estimator_checks import parametrize_with_checks
 from torch import nn
 
@@ -17,13 +18,13 @@ import invgan
 from invgan import InputError, TrainingDivergedError, artifact, density
 from invgan.density import variational
 from invgan.density.bijections import (
-    LOGIT_MARGINS,
+    MARGIN,
     ActNorm,
     Bijection,
     Chain,
     Flatten,
+    Gaussianization,
     InvertibleLinear,
-    Logit,
 )
 from invgan.density.continuous import Continuous, conv_velocity
 from invgan.density.tabular import SMALLEST_SCALE, _order, autoregressive, coupling, import_zuko
@@ -141,6 +142,9 @@ def mass(in_the_plane):
     """The probability of each square of a fine grid that ends far outside the data, and its corners."""
     X = in_the_plane.sample(2000, random_state=1).reshape(-1, 2)
     low, high = X.mean(0) - 7 * X.std(0), X.mean(0) + 7 * X.std(0)
+    if in_the_plane.quantized_:  # a square for each pair of levels, at whose borders the density jumps
+        low = X.mean(0).round() - GRID // 2
+        high = low + GRID
     side = (np.arange(GRID) + 0.5) / GRID
     points = low + (high - low) * np.stack(np.meshgrid(side, side, indexing="ij"), -1).reshape(-1, 2)
     density = np.exp(in_the_plane.score_samples(points.reshape(-1, *in_the_plane.data_shape_)))
@@ -290,39 +294,66 @@ def test_values_outside_the_levels_seen_have_a_density():
 # What each model says of itself
 
 
-def test_the_logit_is_a_straight_line_beyond_the_range_of_pixels():
-    x = torch.tensor([[-3.0, -2.0, -1.0, 0.0, 1.0, 2.0]]).double()
-    z = Logit()(x)[0][0]
-    assert z[3] == 0
-    assert z[4].item() == pytest.approx(np.log(0.95 / 0.05))
-    slope = 0.45 / (0.95 * 0.05)
-    assert torch.diff(z)[[0, 1, 4]].tolist() == pytest.approx([slope] * 3)
+def dark(n=500, n_levels=20, seed=0):
+    """Levels (n, 2, 4, 4), six of ten of them black, and the same dequantised and scaled to [-1, 1]."""
+    rng = np.random.default_rng(seed)
+    ink = rng.random((n, 2, 4, 4)) ** [[[3]], [[1]]] * n_levels * (rng.random((n, 2, 4, 4)) < 0.4)
+    levels = torch.from_numpy(ink.astype(int))
+    noise = torch.rand(levels.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return levels, (levels + noise) * 2 / n_levels - 1
 
 
-def test_the_logit_takes_a_small_margin_where_most_pixels_are_black():
-    rng = np.random.default_rng(0)
-
-    def margin(levels):
-        shown = (torch.from_numpy(levels) + torch.rand(levels.shape, dtype=torch.float64) - 128) / 128
-        layer = Logit()
-        z = layer.initialize(shown.float())
-        assert torch.equal(z, layer(shown.float())[0])
-        return layer.margin.item()
-
-    black = rng.integers(1, 255, (500, 1, 4, 4)) * (rng.random((500, 1, 4, 4)) < 0.2)
-    assert margin(black) == pytest.approx(1e-5)
-    assert margin(np.clip(rng.normal(128, 40, (500, 1, 4, 4)).round(), 0, 255)) == pytest.approx(0.05)
+def test_the_pixels_of_each_channel_become_standard_normal():
+    layer, (_, x) = Gaussianization(2, 20).double(), dark()
+    z = layer.initialize(x)
+    assert torch.equal(z, layer(x)[0])
+    for channel in layer(dark(seed=1)[1])[0].unbind(1):
+        assert kstest(channel.flatten().numpy(), "norm").pvalue > 0.01
 
 
-@pytest.mark.parametrize("margin", LOGIT_MARGINS)
-def test_single_precision_is_enough_for_the_logit_of_the_darkest_level(margin):
-    layer = Logit()._with(margin)
-    shown = (torch.arange(1, 1000).double() / 1000 / 128 - 1).view(-1, 1)
+def test_the_density_of_a_normal_quantile_is_the_histogram_of_its_channels_levels():
+    layer, (levels, x) = Gaussianization(2, 20).double(), dark()
+    layer.initialize(x)
+    z, log_abs_det = layer(x)
+    log_prob = torch.distributions.Normal(0, 1).log_prob(z).flatten(1).sum(1) + log_abs_det
+    expected = torch.zeros(len(x), dtype=torch.float64)
+    for channel in levels.unbind(1):
+        share = (1 + torch.bincount(channel.flatten(), minlength=20).double()) / (20 + channel.numel())
+        expected += ((1 - 2 * MARGIN) * share * 20 / 2).log()[channel].flatten(1).sum(1)
+    torch.testing.assert_close(log_prob, expected)
+
+
+def test_normal_quantiles_go_on_in_a_straight_line_beyond_the_range_of_pixels():
+    layer, (_, x) = Gaussianization(2, 20).double(), dark()
+    layer.initialize(x)
+    beyond = torch.tensor([-3.0, -2.0, -1.0, 1.0, 2.0, 3.0]).double()
+    z, log_abs_det = layer(beyond.view(-1, 1, 1, 1).expand(-1, 2, 1, 1))
+    assert z[2].tolist() == pytest.approx(-z[3], abs=1e-6)
+    assert z[3].flatten().tolist() == pytest.approx([NormalDist().inv_cdf(1 - MARGIN)] * 2, rel=1e-6)
+    slopes = torch.diff(z.flatten(1), dim=0)[[0, 1, 3, 4]]
+    torch.testing.assert_close(slopes[::2], slopes[1::2])
+    torch.testing.assert_close(slopes[::2].log().sum(1), log_abs_det[[0, 5]])
+
+
+def test_single_precision_is_enough_for_the_quantiles_of_the_darkest_level():
+    layer = Gaussianization(1, 256)
+    layer.initialize(torch.full((100, 1, 8, 8), -0.999))
+    shown = (torch.arange(1, 1000).double() / 1000 / 128 - 1).view(1, 1, -1, 1)
+    single, log_abs_det_single = layer(shown.float())
     values, log_abs_det = layer.double()(shown)
-    single, log_abs_det_single = layer.float()(shown.float())
-    assert (single - values).abs().max() < 0.005
-    assert (log_abs_det_single - log_abs_det).abs().max() < 0.005
-    assert (single - values).mean().abs() < 1e-4
+    assert (single - values).abs().max() < 1e-3
+    assert (log_abs_det_single - log_abs_det).abs().max() < 0.01
+
+
+@pytest.mark.parametrize("n_levels", [1, 256])
+def test_quantiles_are_inverted_and_their_determinant_is_that_of_autodiff(n_levels):
+    layer, (_, x) = Gaussianization(2, n_levels).double(), dark(6, n_levels)
+    layer.initialize(x)
+    x = torch.cat([x, 3 * x]).requires_grad_()
+    z, log_abs_det = layer(x)
+    slopes = torch.autograd.grad(z.sum(), x)[0]
+    torch.testing.assert_close(log_abs_det, slopes.log().flatten(1).sum(1))
+    torch.testing.assert_close(layer.inverse(z), x, rtol=1e-7, atol=1e-7)
 
 
 def test_activation_normalisation_starts_from_the_data():

@@ -14,7 +14,7 @@ from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from invgan.density.bijections import ActNorm, Bijection, Chain, Flatten, Logit, first_failure
+from invgan.density.bijections import ActNorm, Bijection, Chain, Flatten, Gaussianization, first_failure
 from invgan.errors import InputError, TrainingDivergedError
 from invgan.estimators import NeuralDetector, Split, check_shapes, spread
 from invgan.gan import REGRESSION_BETAS
@@ -26,7 +26,7 @@ from invgan.training import Moved, Sample, Schedule, Trainable, Update, own_glob
 
 CPU = torch.device("cpu")
 INITIAL_ROWS = 1024
-"""Training rows that activation normalisation and the logit's margin start from."""
+"""Training rows that activation normalisation and the distribution of levels start from."""
 VALIDATING = 0.1
 """Share of the training's time that validations take at most; a row costs a third as much to score as to
 learn from."""
@@ -109,10 +109,10 @@ class DensityEstimator(NeuralDetector):
     A subclass implements :meth:`_layers`, and one that is more than a flow :meth:`_model`.
 
     **Images** of 8-bit levels (integers from 0 to 255) are dequantised: p is a density of x + u, with u
-    uniform on [0, 1) in every value, drawn afresh at every step of training. The scaled values go through a
-    logit, which is taken between the lowest and the highest level of the training images, as near to them as
-    is likeliest, and continued in a straight line beyond. Such an image is scored at x + u with one u that is
-    the same for all images and calls; to average over u, score the floats of
+    uniform on [0, 1) in every value, drawn afresh at every step of training. The values of each channel are
+    taken to normal quantiles (:class:`~invgan.density.bijections.Gaussianization`), in a straight line beyond
+    the lowest and the highest level of the training images. Such an image is scored at x + u with one u that
+    is the same for all images and calls; to average over u, score the floats of
     :func:`invgan.likelihood.dequantize`. Images of floats are scored, and learned from, as they are: if they
     are levels in disguise, their density has no bound, so pass the levels.
     :func:`invgan.likelihood.bits_per_dimension` turns either score into bits.
@@ -160,7 +160,7 @@ class DensityEstimator(NeuralDetector):
 
     @abstractmethod
     def _layers(self) -> list[Bijection]:
-        """Build the flow's layers, from scaled rows (or what a logit makes of them) to latents (n, D)."""
+        """Build the flow's layers, from scaled rows (or levels' normal quantiles) to latents (n, D)."""
 
     def _model(self, flow: Bijection, level_width: float) -> FlowModel:
         """Build the model around its flow."""
@@ -208,8 +208,11 @@ class DensityEstimator(NeuralDetector):
         return [Flatten(self.data_shape_)] if len(self.data_shape_) == 3 else []
 
     def _new_model(self, level_width: float) -> FlowModel:
-        unbounded = [Logit(), ActNorm(self.data_shape_[0])] if level_width > 0 else []
-        return self._model(Chain([*unbounded, *self._layers()]), level_width)
+        bent: list[Bijection] = []
+        if level_width > 0:
+            n_channels = self.data_shape_[0]
+            bent = [Gaussianization(n_channels, round(2 / level_width)), ActNorm(n_channels)]
+        return self._model(Chain([*bent, *self._layers()]), level_width)
 
     def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:
         training = rows[split.training]

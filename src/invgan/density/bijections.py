@@ -8,9 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOGIT_MARGINS = (0.05, 0.01, 1e-3, 1e-4, 1e-5)
-"""How far from 0 and 1 the logit may be taken (at 0 and 1 themselves it is infinite): the first is that of
-Dinh et al. (2017), the last nearly that of Papamakarios et al. (2017), of 1e-6."""
+MARGIN = 1e-4
+"""What is left of a standard normal distribution beyond the lowest level, and beyond the highest."""
 LARGEST_LOG_SCALE = 3.0
 """Bound on what one convolutional coupling multiplies by, as a logarithm."""
 LARGEST_LOG_STRETCH = math.log(2)
@@ -42,7 +41,7 @@ class Chain(Bijection):
 
     Examples
     --------
-    >>> chain = Chain([Logit(), Flatten((1, 2, 2))])
+    >>> chain = Chain([Gaussianization(1, 256), Flatten((1, 2, 2))])
     >>> z, log_abs_det = chain(torch.zeros(3, 1, 2, 2))
     >>> z.shape, log_abs_det.shape
     (torch.Size([3, 4]), torch.Size([3]))
@@ -111,58 +110,79 @@ class Flatten(Bijection):
         return z.unflatten(1, self.data_shape)
 
 
-class Logit(Bijection):
-    r"""Map [-1, 1], the range of scaled pixels, to a wide range, and what lies outside by a straight line.
+class Gaussianization(Bijection):
+    r"""Map the pixels of each channel, [-1, 1] when scaled, to a standard normal variable.
 
-    .. math:: f(x) = \mathrm{logit}\bigl(\tfrac12 + (\tfrac12 - \alpha) x\bigr), \qquad |x| \le 1
+    .. math:: f(x) = \Phi^{-1}\bigl(\alpha + (1 - 2\alpha) F(x)\bigr), \qquad |x| \le 1
 
-    continued beyond ±1 with the slope it has there: a density is then positive, and finite, for any value.
+    F is the distribution of a channel's dequantised levels over all training pixels, a straight line within
+    each level; α keeps f finite. Beyond ±1 it goes on in a straight line with the slope it has there: a
+    density is then positive, and finite, for any value.
 
-    :meth:`initialize` chooses the margin α by the likelihood of a Gaussian for each pixel of f(x). Where most
-    pixels are black, a small one spreads that single level out, and one Gaussian covers it and the ink.
+    A logit is the usual choice. On MNIST, where four pixels of five are black, it leaves the uniform noise of
+    that one level distributed like the logarithm of a uniform variable, which costs a Gaussian 0.42 nats a
+    pixel, and couplings of pixel with pixel hardly get rid of it; here 0.10 are left.
+
+    Parameters
+    ----------
+    n_channels : int
+    n_levels : int
+        Levels between the lowest and the highest, both included.
 
     Source
     ------
-    Dinh et al. (2017), "Density estimation using Real NVP", section 4.1; the continuation and the choice of α
-    are ours.
+    Chen and Gopinath (2000), "Gaussianization", its marginal step, for levels.
     """
 
-    margin: Tensor
+    below: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, n_channels: int, n_levels: int) -> None:
         super().__init__()
-        self.register_buffer("margin", torch.tensor(LOGIT_MARGINS[0]))
+        uniform = torch.linspace(MARGIN, 1 - MARGIN, n_levels + 1)
+        self.register_buffer("below", uniform.repeat(n_channels, 1))
+        """α + (1 - 2α) F at the borders of each channel's levels, shape (C, L + 1)."""
+
+    @property
+    def _n_levels(self) -> int:
+        return self.below.shape[1] - 1
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         inside = x.clamp(-1, 1)
-        below, above = self._parts(inside)
-        slope = (0.5 - self.margin) / (below * above)
-        return below.log() - above.log() + slope * (x - inside), slope.log().flatten(1).sum(1)
+        position = (inside + 1) * (self._n_levels / 2)
+        level = position.detach().long().clamp(max=self._n_levels - 1)
+        left, right = self._borders(level)
+        z = torch.special.ndtri(left + (position - level) * (right - left))
+        log_slope = self._log_slope(z, left, right)
+        return z + log_slope.exp() * (x - inside), log_slope.flatten(1).sum(1)
 
     def inverse(self, z: Tensor) -> Tensor:
-        edge = torch.logit(1 - self.margin)
-        within = z.clamp(-edge, edge)
-        inside = (torch.sigmoid(within) - 0.5) / (0.5 - self.margin)
-        below, above = self._parts(inside)
-        return inside + (z - within) * below * above / (0.5 - self.margin)
+        within = z.clamp(torch.special.ndtri(self.below[0, 0]), torch.special.ndtri(self.below[0, -1]))
+        share = torch.special.ndtr(within)
+        level = torch.searchsorted(self.below, share.movedim(1, 0).flatten(1), right=True) - 1
+        level = level.clamp(0, self._n_levels - 1).view_as(share.movedim(1, 0)).movedim(0, 1)
+        left, right = self._borders(level)
+        inside = (level + (share - left) / (right - left)) * (2 / self._n_levels) - 1
+        return inside + (z - within) * (-self._log_slope(within, left, right)).exp()
 
     @torch.no_grad()
     def initialize(self, x: Tensor) -> Tensor:
-        likelihoods = []
-        for margin in LOGIT_MARGINS:
-            y, log_abs_det = self._with(margin)(x.double())
-            likelihoods.append(log_abs_det.mean() - y.std(0, correction=0).log().sum())
-        self._with(LOGIT_MARGINS[torch.stack(likelihoods).argmax()])
+        level = ((x.double() + 1) * (self._n_levels / 2)).long().clamp(0, self._n_levels - 1)
+        for below, of_channel in zip(self.below, level.unbind(1), strict=True):
+            # One more of each: no level is impossible.
+            counts = 1 + torch.bincount(of_channel.flatten(), minlength=self._n_levels).double()
+            below.copy_(MARGIN + (1 - 2 * MARGIN) * F.pad(counts.cumsum(0), (1, 0)) / counts.sum())
         return self(x)[0]
 
-    def _with(self, margin: float) -> "Logit":
-        self.margin.fill_(margin)
-        return self
+    def _borders(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Look up the scaled F at the borders of each pixel's level."""
+        channel = torch.arange(len(self.below), device=level.device)
+        channel = channel.view(-1, *[1] * (level.ndim - 2)).expand_as(level)
+        return self.below[channel, level], self.below[channel, level + 1]
 
-    def _parts(self, inside: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the shares of the interval from 0 to 1 below and above x, free of cancellation."""
-        share = 0.5 - self.margin
-        return self.margin + share * (1 + inside), self.margin + share * (1 - inside)
+    def _log_slope(self, z: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """Return log f', that of F over that of Φ at z."""
+        of_level = ((right - left) * (self._n_levels / 2)).log()
+        return of_level + (z.square() + math.log(2 * math.pi)) / 2
 
 
 class ActNorm(Bijection):

@@ -3,14 +3,12 @@ r"""Table 1: true bits per dimension of test images by every system, and the pap
 **Images** keep their own size (28x28 for MNIST, not padded) and their levels, 0 to 255. All systems are
 scored on the same test images with the same uniform noise added to each level (``dequantize``, from a
 generator of its own): of discrete values a density can be made as high as one likes. In training the flows
-add such noise afresh at every step, which is part of them; InvGAN is given one draw. Flows take a logit
-between the lowest and the highest level, and go on in a straight line beyond, so theirs too are densities
-over all of R^D. What the logit maps these levels from, α and 1 - α, is chosen among five values by the
-likelihood of 1,024 training images: on MNIST it is 1e-5, nearly the 1e-6 of the published figures of MADE and
-MAF, on CIFAR-10 the 0.05 of RealNVP's.
+add such noise afresh at every step, which is part of them; InvGAN is given one draw. Flows take the normal
+quantile of a level's place among the levels of all pixels, where published ones take a logit, and go on in a
+straight line beyond the lowest and the highest level, so theirs too are densities over all of R^D.
 
 **Bits** are those of :func:`invgan.likelihood.bits_per_dimension` with levels of width 1, of densities that
-are normalised over all of R^D; the logarithms of the determinants of every scaling and logit are in them:
+are normalised over all of R^D; the logarithms of the determinants of every scaling and quantile are in them:
 
 - a flow's ``exact`` log p; FFJORD's trace is estimated beyond 64 dimensions;
 - FlowVAE's ``bound``, with 64 draws: no fewer bits than the model's own;
@@ -95,8 +93,9 @@ SHARING = 4
 """Fits that share an accelerator."""
 PROBES = (100, 300)
 """Steps of two short fits that tell what a step costs. A long one's validations take a tenth more."""
-MOST_TO_WARM_UP = 1 / 8
-"""Share of the time that a first fit of so few steps may take; else it tells by itself what a step costs."""
+MOST_TO_WARM_UP = 1 / 50
+"""Share of the time that a first fit of so few steps may take; else it tells by itself what a step costs, as
+all three would take five times as long."""
 CONVOLUTIONAL = ("RealNVP", "Glow", "FFJORD", "FlowGAN", "FlowVAE")
 SMALL_BATCH = 32
 """Images in a minibatch of these without an accelerator, on which a step of 512 takes up to ten seconds."""
