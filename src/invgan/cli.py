@@ -938,10 +938,15 @@ def _print_table(columns: list[str], rows: list[list[Any]], *, title: str | None
     )
     for index, column in enumerate(columns):
         is_text = all(isinstance(row[index], str) for row in rows) and index == 0
-        table.add_column(column, justify="left" if is_text else "right")
+        # A number is never cut where there is room left in the texts.
+        is_one_word = not any(" " in str(cell) for cell in (column, *(row[index] for row in rows)))
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=is_one_word)
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
-    _console().print(table)
+    console = _console()
+    if not console.is_terminal:  # a file or a pipe is as wide as what is written to it
+        console.width = max(console.width, console.measure(table).maximum)
+    console.print(table)
 
 
 def _print_reasons(detector: "InvGAN", most: list[tuple[float, int, float, Any]]) -> None:

@@ -94,8 +94,8 @@ SHARING = 4
 PROBES = (100, 300)
 """Steps of two short fits that tell what a step costs. A long one's validations take a tenth more."""
 MOST_TO_WARM_UP = 1 / 50
-"""Share of the time that a first fit of so few steps may take; else it tells by itself what a step costs, as
-all three would take five times as long."""
+"""Share of the time that a first fit of so few steps may take; if it takes more, a fit of a single step tells
+the rest: two more fits would take a tenth of the time and more."""
 CONVOLUTIONAL = ("RealNVP", "Glow", "FFJORD", "FlowGAN", "FlowVAE")
 SMALL_BATCH = 32
 """Images in a minibatch of these without an accelerator, on which a step of 512 takes up to ten seconds."""
@@ -154,7 +154,7 @@ def run(
     data : {"digits", "mnist", "cifar10", "imagenet32"}
         Other than the digits, at full size only on an accelerator.
     hours : float, optional
-        Of training for all fits together. Each gets as much time: what a step of it costs is measured in two
+        Of training for all fits together. Each gets as much time: what a step of it costs is measured in
         short fits first, which come on top, and it trains for as many steps as there is time for. By default
         the digits are trained until they stop to improve, images for 4.5 hours, half an hour on a CPU. On an
         accelerator four fits run at a time, and share it; without one convolutional flows have minibatches of
@@ -272,10 +272,12 @@ def affordable_steps(fit: Callable[[int], object], seconds: float) -> int:
 
     warming_up = taken(few)  # the device's first steps are slow
     if warming_up > MOST_TO_WARM_UP * seconds:
-        return max(few, int(few * seconds / warming_up))
-    first = taken(few)
-    per_step = max((taken(more) - first) / (more - few), 1e-6)
-    return max(few, int((seconds - first) / per_step) + few)
+        fewer, more, longer = 1, few, warming_up
+        shorter = taken(fewer)
+    else:
+        fewer, shorter, longer = few, taken(few), taken(more)
+    per_step = max((longer - shorter) / (more - fewer), 1e-6)
+    return max(few, int((seconds - shorter) / per_step) + fewer)
 
 
 def make_task(dataset: named.Dataset, setting: Setting, seed: int) -> Task:
