@@ -1,5 +1,6 @@
 import errno
 import importlib.util
+import io
 import itertools
 import os
 import re
@@ -14,6 +15,7 @@ import polars as pl
 import pytest
 import scipy.stats
 from PIL import Image
+from rich.console import Console
 from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
 from invgan import InputError, InvGAN, artifact, cli, load
@@ -1118,3 +1120,27 @@ def test_usage_mistakes(here, refused):
 def test_debug_shows_where_a_mistake_was_found(here):
     with pytest.raises(InputError, match=r"^no\.csv: no such file; check the path\.$"):
         main(["--debug", "fit", "no.csv", "--out", "m"])
+
+
+LONG = "InvGAN as in the paper, aggregate"
+
+
+def printed_table(monkeypatch, width):
+    """What a table of ten figures looks like, on a terminal of a width or, without one, in a pipe."""
+    file = io.StringIO()
+    console = Console(file=file, markup=False, width=width or 80, force_terminal=width is not None)
+    monkeypatch.setattr(cli, "_console", lambda: console)
+    cli._print_table(["model", *"0123456789"], [[LONG, *[0.123] * 10]])
+    return file.getvalue()
+
+
+def test_a_table_in_a_pipe_has_each_row_on_one_line(monkeypatch):
+    (row,) = [line for line in printed_table(monkeypatch, None).splitlines() if "0.123" in line]
+    assert row.split() == [*LONG.split(), *["0.123"] * 10]
+
+
+def test_a_table_on_a_terminal_cuts_no_figure(monkeypatch):
+    text = printed_table(monkeypatch, 80)
+    (row,) = [line for line in text.splitlines() if "0.123" in line]
+    assert row.count("0.123") == 10
+    assert len(row) == 80

@@ -217,6 +217,15 @@ def test_a_column_that_names_the_rows_is_left_out(tmp_path: Path, suffix: str) -
     plain = read_table(bare, columns=table.columns)
     assert not plain.has_row_names
     np.testing.assert_array_equal(plain.X, X)
+    name = {".csv": "", ".parquet": "__index_level_0__"}[suffix]
+    assert read_table(path, columns=Infer(drop=[name])).feature_names == ["a", "b"]
+
+
+def test_columns_of_an_index_of_two_levels_are_left_out(tmp_path: Path) -> None:
+    path, index = tmp_path / "t.parquet", [(2024, "ann"), (2024, "bob"), (2025, "ann")]
+    frame = pd.DataFrame(X, columns=["a", "b"], index=pd.MultiIndex.from_tuples(index))
+    frame.to_parquet(path)
+    assert read_table(path).feature_names == ["a", "b"]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet", ".npz"])

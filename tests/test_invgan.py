@@ -840,6 +840,11 @@ def test_a_pixel_that_is_no_number_is_named_by_its_place(convolutional):
             "Expected a table of shape (n, D) or images of shape (n, C, H, W), got an array of shape "
             "(10, 2, 4).",
         ),
+        (
+            np.zeros((20, 8, 6, 3), np.uint8),
+            "X has images of shape (8, 6, 3), which looks like (H, W, C), expected (C, H, W); pass "
+            "X.transpose(0, 3, 1, 2).",
+        ),
         (np.array([["a", "b"]] * 20, dtype=object), "could not convert string to float: 'a'"),
         (correlated(20) + 1j, "Complex data not supported"),
     ],

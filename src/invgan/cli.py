@@ -934,18 +934,24 @@ def _print_results(result: dict[str, Any]) -> None:
 
 def _print_table(columns: list[str], rows: list[list[Any]], *, title: str | None = None) -> None:
     table = RichTable(
-        title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+        title=title,
+        title_justify="left",
+        title_style="bold",
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        collapse_padding=True,
     )
     for index, column in enumerate(columns):
         is_text = all(isinstance(row[index], str) for row in rows) and index == 0
         # A number is never cut where there is room left in the texts.
         is_one_word = not any(" " in str(cell) for cell in (column, *(row[index] for row in rows)))
-        table.add_column(column, justify="left" if is_text else "right", no_wrap=is_one_word)
+        table.add_column(column, justify="left" if is_text else "right", no_wrap=is_one_word, overflow="fold")
     for row in rows:
         table.add_row(*(f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row))
     console = _console()
     if not console.is_terminal:  # a file or a pipe is as wide as what is written to it
-        console.width = max(console.width, console.measure(table).maximum)
+        unbounded = console.options.update(width=1000)
+        console.width = max(console.width, console.measure(table, options=unbounded).maximum)
     console.print(table)
 
 

@@ -4,6 +4,7 @@ import csv
 import io
 import itertools
 import os
+import re
 import sys
 from codecs import BOM_UTF8
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -41,7 +42,7 @@ CSV_PIECE = 2**22
 """Bytes of a CSV file that are parsed at a time."""
 SAMPLE_ROWS = 250_000
 """Rows that a sample keeps, at most: of those not held out 1,500 steps of 64 rows see fewer, 96,000."""
-ROW_NAMES = ("", "__index_level_0__")
+ROW_NAMES = re.compile(r"(__index_level_\d+__)?")
 """What pandas, and R, call a column that names the rows, in CSV and in Parquet."""
 SAMPLE_CELLS = 2**25
 """Numbers that a sample keeps, at most, a quarter of a GiB of them, unless 512 rows have more."""
@@ -121,7 +122,7 @@ class _Source:
     @property
     def features(self) -> list[str]:
         """The other columns, but for one that names the rows."""
-        return [name for name in self.names if name not in (self.label, *ROW_NAMES)]
+        return [name for name in self.names if name != self.label and not ROW_NAMES.fullmatch(name)]
 
 
 def read_table(
@@ -191,7 +192,7 @@ def read_table(
         _table(source, frame, columns, numbers),
         n_left_out=n_rows - len(numbers),
         has_own_names=source.has_own_names,
-        has_row_names=not {*ROW_NAMES}.isdisjoint(source.names),
+        has_row_names=any(ROW_NAMES.fullmatch(name) for name in source.names),
     )
     y = frame[source.label] if source.label is not None else source.y
     if y is None:
@@ -454,7 +455,7 @@ def _open(path: Path, label: str | None, columns: Columns | Infer | None) -> _So
         for name in columns.drop:
             if name == source.label:
                 raise InputError(f"{path}: column {name!r} is the label, and is left out as it is.")
-            if name not in source.features:
+            if name not in source.names:
                 raise InputError(f"{path}: has no column {name!r} to drop; it has {listed(source.features)}.")
     if not source.features:
         raise InputError(f"{path}: has no column of features; add at least one.")

@@ -402,6 +402,11 @@ class AnomalyDetector(OutlierMixin, BaseEstimator, ABC):
                 f"Expected a table of shape (n, D) or images of shape (n, C, H, W), got an array of shape "
                 f"{checked.shape}."
             )
+        if len(shape) == 3 and shape[0] not in (1, 3) and shape[2] in (1, 3):
+            raise InputError(
+                f"X has images of shape {shape}, which looks like (H, W, C), expected (C, H, W); pass "
+                "X.transpose(0, 3, 1, 2)."
+            )
         if 0 in shape:
             raise InputError(
                 f"Found array with rows of shape {shape} while a minimum of 1 value is required."
