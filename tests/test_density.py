@@ -691,6 +691,15 @@ def test_a_model_file_of_another_size_is_refused_before_memory_is_taken(change, 
         invgan.load(tmp_path / "m")
 
 
+def test_a_model_file_of_too_many_levels_is_refused_before_memory_is_taken(tmp_path):
+    model("MADE", max_steps=1).fit(squares(60, side=2)).save(tmp_path / "saved")
+    saved = artifact.read(tmp_path / "saved", kind="model")
+    tensors = saved.tensors | {"model.level_width": torch.tensor(1e-30)}
+    artifact.write(tmp_path / "forged", kind="model", metadata=saved.metadata, tensors=tensors)
+    with pytest.raises(InputError, match="its images have more than 256 levels"):
+        invgan.load(tmp_path / "forged")
+
+
 @pytest.mark.parametrize("name", density.__all__)
 @pytest.mark.parametrize(
     "X",

@@ -30,6 +30,8 @@ INITIAL_ROWS = 1024
 VALIDATING = 0.1
 """Share of the training's time that validations take at most; a row costs a third as much to score as to
 learn from."""
+MOST_LEVELS = 256
+"""Of 8 bits."""
 LARGE_IMAGE = 256
 """Images of fewer values are treated as vectors, and by smaller networks."""
 
@@ -293,6 +295,8 @@ class DensityEstimator(NeuralDetector):
         if (self.n_layers or 1) > len(tensors) or self.width not in {None, *sides}:
             raise ValueError("its layers are not those that the parameters ask for")
         level_width = tensors["model.level_width"].item()
+        if level_width > 0 and 2 / level_width > MOST_LEVELS + 0.5:
+            raise ValueError(f"its images have more than {MOST_LEVELS} levels")
         self.quantized_ = level_width > 0
         with own_global_noise(0, CPU):
             return self._new_model(level_width)
