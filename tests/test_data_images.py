@@ -175,7 +175,12 @@ def test_a_size_without_pixels_is_refused(tmp_path: Path) -> None:
 
 
 def test_sixteen_bit_pixels_and_folders_without_images_are_refused(tmp_path: Path) -> None:
-    assert refusal(tmp_path).startswith(f"{tmp_path.name}: holds no image files; expected .bmp, .gif, ")
+    (tmp_path / "sub").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "sub" / "a.png")
+    assert refusal(tmp_path) == (
+        f"{tmp_path.name}: holds no image files; expected .bmp, .gif, .jpeg, .jpg, .pgm, .png, .ppm, .tif, "
+        ".tiff, .webp directly in the folder; its sub-folders are not read."
+    )
     Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8)).save(tmp_path / "a.png")
     assert refusal(tmp_path) == (
         f"{tmp_path.name}/a.png: has pixels of type 'I;16', expected 8 bits a channel; convert it."

@@ -182,6 +182,7 @@ def test_one_row_is_enough_when_the_caller_says_so(tmp_path: Path) -> None:
             "a b c\n1 2 x\n3 4 y\n",
             "t.csv: fields are not separated by commas; save it as comma-separated values.",
         ),
+        ("a,b\r1,2\r3,4\r", "t.csv: lines end in a carriage return alone; save it with line feeds."),
         ("a;b\n1;2\n3;4\n", "t.csv: fields are not separated by commas; save it as comma-separated values."),
         ("a|b\n1|2\n3|4\n", "t.csv: fields are not separated by commas; save it as comma-separated values."),
         (

@@ -252,7 +252,8 @@ def _read_folder(folder: Path, size: int | None, label: str | None) -> Images:
         raise InputError(f"{folder}: cannot be read ({error.strerror}); check its permissions.") from error
     if not files:
         raise InputError(
-            f"{folder}: holds no image files; expected {', '.join(sorted(_SUFFIXES))} directly in the folder."
+            f"{folder}: holds no image files; expected {', '.join(sorted(_SUFFIXES))} directly in the "
+            "folder; its sub-folders are not read."
         )
     X, jpeg = _decode(folder, len(files), ((str(file), file) for file in files), size)
     return Images(X, [file.name for file in files], None, jpeg)

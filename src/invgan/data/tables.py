@@ -790,6 +790,10 @@ def _refuse_cell(path: Path, row: int, column: str, found: object, value: float)
 
 def _csv_names(path: Path) -> tuple[list[str], bool]:
     """Name the columns, and say whether the first row is a header."""
+    with path.open("rb") as file:
+        head = file.read(2**16)
+    if b"\r" in head[:-1] and b"\n" not in head:  # the last one's line feed may come next
+        raise InputError(f"{path}: lines end in a carriage return alone; save it with line feeds.")
     _, first = next(_csv_records(path), (1, []))
     if not first:
         raise InputError(f"{path}: line 1 is blank, expected column names or numbers; remove the line.")
