@@ -345,6 +345,12 @@ def test_single_precision_is_enough_for_the_quantiles_of_the_darkest_level():
     assert (log_abs_det_single - log_abs_det).abs().max() < 0.01
 
 
+def test_a_diverged_pixel_has_no_density_and_stops_nothing():
+    z, log_abs_det = Gaussianization(1, 4)(torch.full((1, 1, 1, 1), math.nan))
+    assert z.isnan().all()
+    assert log_abs_det.isnan().all()
+
+
 @pytest.mark.parametrize("n_levels", [1, 256])
 def test_quantiles_are_inverted_and_their_determinant_is_that_of_autodiff(n_levels):
     layer, (_, x) = Gaussianization(2, n_levels).double(), dark(6, n_levels)

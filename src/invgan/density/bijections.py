@@ -115,9 +115,9 @@ class Gaussianization(Bijection):
 
     .. math:: f(x) = \Phi^{-1}\bigl(\alpha + (1 - 2\alpha) F(x)\bigr), \qquad |x| \le 1
 
-    F is the distribution of a channel's dequantised levels over all training pixels, a straight line within
-    each level; α keeps f finite. Beyond ±1 it goes on in a straight line with the slope it has there: a
-    density is then positive, and finite, for any value.
+    F is the distribution of a channel's dequantised levels in training images, a straight line within each
+    level; α keeps f finite. Beyond ±1 it goes on in a straight line with the slope it has there: a density is
+    then positive, and finite, for any value.
 
     A logit is the usual choice. On MNIST, where four pixels of five are black, it leaves the uniform noise of
     that one level distributed like the logarithm of a uniform variable, which costs a Gaussian 0.42 nats a
@@ -149,7 +149,7 @@ class Gaussianization(Bijection):
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         inside = x.clamp(-1, 1)
         position = (inside + 1) * (self._n_levels / 2)
-        level = position.detach().long().clamp(max=self._n_levels - 1)
+        level = position.detach().long().clamp(0, self._n_levels - 1)  # also of NaN, where training diverged
         left, right = self._borders(level)
         z = torch.special.ndtri(left + (position - level) * (right - left))
         log_slope = self._log_slope(z, left, right)
