@@ -18,6 +18,7 @@ import invgan
 from invgan import InputError, TrainingDivergedError, artifact, density
 from invgan.density import variational
 from invgan.density.bijections import (
+    LOGIT_MARGINS,
     MARGIN,
     ActNorm,
     Bijection,
@@ -25,6 +26,7 @@ from invgan.density.bijections import (
     Flatten,
     Gaussianization,
     InvertibleLinear,
+    Logit,
 )
 from invgan.density.continuous import Continuous, conv_velocity
 from invgan.density.tabular import SMALLEST_SCALE, _order, autoregressive, coupling, import_zuko
@@ -360,6 +362,41 @@ def test_quantiles_are_inverted_and_their_determinant_is_that_of_autodiff(n_leve
     slopes = torch.autograd.grad(z.sum(), x)[0]
     torch.testing.assert_close(log_abs_det, slopes.log().flatten(1).sum(1))
     torch.testing.assert_close(layer.inverse(z), x, rtol=1e-7, atol=1e-7)
+
+
+def test_the_logit_is_a_straight_line_beyond_the_range_of_pixels():
+    x = torch.tensor([[-3.0, -2.0, -1.0, 0.0, 1.0, 2.0]]).double()
+    z = Logit()(x)[0][0]
+    assert z[3] == 0
+    assert z[4].item() == pytest.approx(np.log(0.95 / 0.05))
+    slope = 0.45 / (0.95 * 0.05)
+    assert torch.diff(z)[[0, 1, 4]].tolist() == pytest.approx([slope] * 3)
+
+
+def test_the_logit_takes_a_small_margin_where_most_pixels_are_black():
+    rng = np.random.default_rng(0)
+
+    def margin(levels):
+        shown = (torch.from_numpy(levels) + torch.rand(levels.shape, dtype=torch.float64) - 128) / 128
+        layer = Logit()
+        z = layer.initialize(shown.float())
+        assert torch.equal(z, layer(shown.float())[0])
+        return layer.margin.item()
+
+    black = rng.integers(1, 255, (500, 1, 4, 4)) * (rng.random((500, 1, 4, 4)) < 0.2)
+    assert margin(black) == pytest.approx(1e-5)
+    assert margin(np.clip(rng.normal(128, 40, (500, 1, 4, 4)).round(), 0, 255)) == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize("margin", LOGIT_MARGINS)
+def test_single_precision_is_enough_for_the_logit_of_the_darkest_level(margin):
+    layer = Logit()._with(margin)
+    shown = (torch.arange(1, 1000).double() / 1000 / 128 - 1).view(-1, 1)
+    values, log_abs_det = layer.double()(shown)
+    single, log_abs_det_single = layer.float()(shown.float())
+    assert (single - values).abs().max() < 0.005
+    assert (log_abs_det_single - log_abs_det).abs().max() < 0.005
+    assert (single - values).mean().abs() < 1e-4
 
 
 def test_activation_normalisation_starts_from_the_data():

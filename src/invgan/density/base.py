@@ -213,8 +213,12 @@ class DensityEstimator(NeuralDetector):
         bent: list[Bijection] = []
         if level_width > 0:
             n_channels = self.data_shape_[0]
-            bent = [Gaussianization(n_channels, round(2 / level_width)), ActNorm(n_channels)]
+            bent = [self._bend(n_channels, round(2 / level_width)), ActNorm(n_channels)]
         return self._model(Chain([*bent, *self._layers()]), level_width)
+
+    def _bend(self, n_channels: int, n_levels: int) -> Bijection:
+        """What takes the scaled levels of images to a wide range."""
+        return Gaussianization(n_channels, n_levels)
 
     def _fit_rows(self, rows: Tensor, split: Split, seed: int) -> None:
         training = rows[split.training]

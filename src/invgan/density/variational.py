@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from invgan import networks
 from invgan.density.base import FlowModel
-from invgan.density.bijections import Bijection
+from invgan.density.bijections import Bijection, Logit
 from invgan.density.flows import RealNVP
 from invgan.likelihood import log_prior
 from invgan.training import Sample
@@ -171,6 +171,10 @@ class FlowVAE(RealNVP):
 
     def _default_learning_rate(self) -> float:
         return min(3e-3, super()._default_learning_rate())
+
+    def _bend(self, n_channels: int, n_levels: int) -> Bijection:
+        # A normal quantile bends at every level, and what lies around a row would be anything but normal.
+        return Logit()
 
     def _model(self, flow: Bijection, level_width: float) -> FlowVAEModel:
         encoder = networks.build(self.data_shape_, n_encoded(self._size())).inference
