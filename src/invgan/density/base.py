@@ -113,9 +113,9 @@ class DensityEstimator(NeuralDetector):
     **Images** of 8-bit levels (integers from 0 to 255) are dequantised: p is a density of x + u, with u
     uniform on [0, 1) in every value, drawn afresh at every step of training. The values of each channel are
     taken to normal quantiles (:class:`~invgan.density.bijections.Gaussianization`), in a straight line beyond
-    the lowest and the highest level of the training images. Such an image is scored at x + u with one u that
-    is the same for all images and calls; to average over u, score the floats of
-    :func:`invgan.likelihood.dequantize`. Images of floats are scored, and learned from, as they are: if they
+    the lowest and the highest level of the training images; FlowVAE takes a logit there. Such an image is
+    scored at x + u with one u that is the same for all images and calls; to average over u, score the floats
+    of :func:`invgan.likelihood.dequantize`. Images of floats are scored, and learned from, as they are: if they
     are levels in disguise, their density has no bound, so pass the levels.
     :func:`invgan.likelihood.bits_per_dimension` turns either score into bits.
 

@@ -6,6 +6,7 @@ generator of its own): of discrete values a density can be made as high as one l
 add such noise afresh at every step, which is part of them; InvGAN is given one draw. Flows take the normal
 quantile of a level's place among those of 1,024 training images, where published ones take a logit, and go
 on in a straight line beyond the lowest and the highest level, so theirs too are densities over all of R^D.
+FlowVAE keeps the logit.
 
 **Bits** are those of :func:`invgan.likelihood.bits_per_dimension` with levels of width 1, of densities that
 are normalised over all of R^D; the logarithms of the determinants of every scaling and quantile are in them:
