@@ -115,8 +115,8 @@ class DensityEstimator(NeuralDetector):
     taken to normal quantiles (:class:`~invgan.density.bijections.Gaussianization`), in a straight line beyond
     the lowest and the highest level of the training images; FlowVAE takes a logit there. Such an image is
     scored at x + u with one u that is the same for all images and calls; to average over u, score the floats
-    of :func:`invgan.likelihood.dequantize`. Images of floats are scored, and learned from, as they are: if they
-    are levels in disguise, their density has no bound, so pass the levels.
+    of :func:`invgan.likelihood.dequantize`. Images of floats are scored, and learned from, as they are: if
+    they are levels in disguise, their density has no bound, so pass the levels.
     :func:`invgan.likelihood.bits_per_dimension` turns either score into bits.
 
     **Tables.** Skewed and heavy-tailed columns are bent first (:class:`~invgan.preprocess.UnskewedScaling`),
